@@ -1,0 +1,65 @@
+"""Backbones and sizes by name, and the way back from a network to the name and arguments that build it."""
+
+from difflib import get_close_matches
+from inspect import signature
+from typing import Any, cast
+
+from torch import nn
+
+from .dit import DiT
+from .mlp import MLP
+from .unet import UNet
+
+NETS: dict[str, type[nn.Module]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlp-small": ("mlp", {"features": 2, "width": 128, "depth": 4}),
+    "unet-tiny": ("unet", {"channels": 1, "widths": [64, 128], "blocks": [1, 2], "attention": [1]}),
+    "unet-small": ("unet", {"widths": [32, 96, 160], "blocks": [1, 2, 2], "attention": [2]}),
+    "unet-base": ("unet", {"widths": [128, 256, 256], "blocks": 3, "attention": [1], "dropout": 0.1}),
+    "dit-tiny": ("dit", {"channels": 1, "patch": 2, "width": 128, "depth": 4, "heads": 4}),
+    "dit-small": ("dit", {"patch": 2, "width": 256, "depth": 6, "heads": 4}),
+    "dit-base": ("dit", {"patch": 2, "width": 768, "depth": 12, "heads": 12}),
+}
+
+
+def build(name: str, **overrides: Any) -> nn.Module:
+    """Build a backbone by its name or the name of a preset; keyword arguments override the preset's.
+
+    Args:
+        name: a key of ``NETS`` or ``PRESETS``.
+        **overrides: arguments of the backbone's constructor.
+
+    Raises:
+        ValueError: the name, or an argument, is not known; the nearest one is named.
+
+    >>> build("unet-tiny", classes=10).config["widths"]
+    [64, 128]
+    """
+    if name not in NETS and name not in PRESETS:
+        raise ValueError(f"no network is called {name!r}{_nearest(name, [*NETS, *PRESETS])}")
+    kind, kwargs = PRESETS.get(name, (name, {}))
+    known = list(signature(NETS[kind]).parameters)
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"{name} takes no argument {key!r}{_nearest(key, known)}")
+    return NETS[kind](**{**kwargs, **overrides})
+
+
+def describe(net: nn.Module) -> dict[str, Any]:
+    """Give the JSON-serialisable ``{"name": ..., "kwargs": {...}}`` that rebuilds a backbone of this registry.
+
+    >>> spec = describe(build("unet-tiny"))
+    >>> spec["name"], describe(build(spec["name"], **spec["kwargs"])) == spec
+    ('unet', True)
+    """
+    for name, kind in NETS.items():
+        if type(net) is kind:
+            return {"name": name, "kwargs": {**cast(dict[str, Any], net.config)}}
+    raise ValueError(f"{type(net).__name__} is not a registered network; add it to NETS to save it by name")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """The nearest known name as a hint, else all of them."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
