@@ -1,1 +1,1 @@
-"""numerics."""
+"""Floor 0a: numerics that know nothing of diffusion (torch only)."""

@@ -1,0 +1,128 @@
+"""Time grids for sampling: decreasing float64 times from t = 1 to t = 0, shape ``(steps + 1,)``.
+
+Every grid is a plain function of the process and the number of steps; a tensor of one's own serves as well. All but
+``uniform`` and ``trailing`` are laid out in the noise level, so they mean the same for every process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .betas import FromBetas
+from .gaussian import GaussianProcess
+
+__all__ = ["GRIDS", "Grid", "karras_grid", "log_snr_grid", "shifted_grid", "trailing_grid", "uniform_grid"]
+
+
+class Grid(Protocol):
+    """A function from a process and a number of steps to times."""
+
+    def __call__(self, process: GaussianProcess, steps: int) -> Tensor:
+        """Times from 1 to 0."""
+
+
+def _count(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"a grid needs at least one step, got {steps}")
+    return steps
+
+
+def _from_log_snr(process: GaussianProcess, values: Tensor) -> Tensor:
+    """Times with the given increasing log-SNRs, the first moved to exactly 1 and 0 put behind the last."""
+    ts = process.time(values)
+    ts[0] = 1.0
+    return torch.cat([ts, ts.new_zeros(1)])
+
+
+def _lowest(process: GaussianProcess) -> float:
+    return float(process.log_snr(torch.ones((), dtype=torch.float64)))
+
+
+def uniform_grid(process: GaussianProcess, steps: int) -> Tensor:
+    """Equally spaced times.
+
+    >>> from trilemma.process import Flow
+    >>> uniform_grid(Flow(), 4).tolist()
+    [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    return torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)
+
+
+def trailing_grid(process: GaussianProcess, steps: int) -> Tensor:
+    """Equally spaced times rounded to the steps of a discrete chain, ending on its last: T, T - T/N, ...
+
+    For a continuous process the same as ``uniform_grid``. With as many steps as the chain has: the chain itself.
+
+    Raises:
+        ValueError: there are more steps than the chain has.
+
+    Source: Lin et al. 2024 (arXiv:2305.08891), table 2.
+    """
+    ts = uniform_grid(process, steps)
+    if not isinstance(process, FromBetas):
+        return ts
+    if steps > process.steps:
+        raise ValueError(f"{steps} steps were asked of a chain of {process.steps}; ask for at most that many")
+    return (ts * process.steps).round() / process.steps
+
+
+def karras_grid(
+    process: GaussianProcess, steps: int, *, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0
+) -> Tensor:
+    """Noise levels sigma/alpha equally spaced in their rho-th root, then 0.
+
+    Args:
+        process: the noise process.
+        steps: number of steps, the last one from ``sigma_min`` to 0.
+        rho: 7 in the paper; larger for shorter steps at low noise.
+        sigma_min: lowest level above 0, in units of the data.
+        sigma_max: highest level; the first time is 1 whatever that is.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), equation (5).
+    """
+    ramp = torch.linspace(0, 1, _count(steps), dtype=torch.float64)
+    top, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    levels = (top + ramp * (low - top)) ** rho
+    return _from_log_snr(process, (-2 * levels.log()).clamp(min=_lowest(process)))
+
+
+def log_snr_grid(process: GaussianProcess, steps: int, *, low: float = -10.0, high: float = 11.0) -> Tensor:
+    """Equally spaced log-SNRs, then 0.
+
+    Args:
+        process: the noise process.
+        steps: number of steps, the last one from ``high`` to 0.
+        low: where the equal spacing starts, unless the process starts above it; the first time is 1 in any case.
+        high: the last log-SNR before 0: sigma/alpha = 0.004 for 11.
+    """
+    return _from_log_snr(process, torch.linspace(max(low, _lowest(process)), high, _count(steps), dtype=torch.float64))
+
+
+def shifted_grid(process: GaussianProcess, steps: int, *, shift: float = 3.0) -> Tensor:
+    """Equally spaced u = sigma/(alpha + sigma), moved towards noise: u -> shift u / (1 + (shift - 1) u).
+
+    Args:
+        process: the noise process; on Flow, u is the time itself.
+        steps: number of steps.
+        shift: 1 for equal spacing; sqrt(m/n) for images of m pixels and a model designed at n.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), equation (23).
+    """
+    lowest = torch.tensor(_lowest(process), dtype=torch.float64)
+    u = torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)[:-1] * torch.sigmoid(-lowest / 2)
+    u = shift * u / (1 + (shift - 1) * u)
+    return _from_log_snr(process, 2 * torch.log((1 - u) / u))
+
+
+GRIDS: dict[str, Callable[[GaussianProcess, int], Tensor]] = {
+    "uniform": uniform_grid,
+    "trailing": trailing_grid,
+    "karras": karras_grid,
+    "log_snr": log_snr_grid,
+    "shifted": shifted_grid,
+}
+"""Every grid by its name."""

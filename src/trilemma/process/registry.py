@@ -1,0 +1,66 @@
+"""Names of processes, and their way to JSON and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from .._names import unknown
+from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
+from .gaussian import EDM, VE, VP, Cosine, Flow, GaussianProcess, Shifted, Sigmoid, SubVP
+
+__all__ = ["PROCESSES", "process_from_config", "process_to_config"]
+
+PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
+    "vp": VP,
+    "sub_vp": SubVP,
+    "ve": VE,
+    "edm": EDM,
+    "flow": Flow,
+    "cosine": Cosine,
+    "sigmoid": Sigmoid,
+    "ddpm": FromBetas,
+    "iddpm": lambda: FromBetas(cosine_betas()),
+    "ddpm_zero_snr": lambda: FromBetas(zero_terminal_snr(linear_betas())),
+}
+"""Every process by its name, with the published settings."""
+
+_CLASSES = {cls.__name__: cls for cls in (VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, FromBetas, Shifted)}
+
+
+def process_to_config(process: GaussianProcess) -> dict[str, Any]:
+    """A process as JSON data: its class and its settings.
+
+    >>> process_to_config(EDM())
+    {'class': 'EDM', 'sigma_max': 80.0}
+    """
+    out: dict[str, Any] = {"class": type(process).__name__}
+    for field in fields(process):
+        value = getattr(process, field.name)
+        out[field.name] = process_to_config(value) if isinstance(value, GaussianProcess) else value
+    return out
+
+
+def process_from_config(config: dict[str, Any]) -> GaussianProcess:
+    """The process that :func:`process_to_config` described.
+
+    Raises:
+        ValueError: the class is unknown, or a setting does not belong to it.
+
+    >>> process_from_config({"class": "EDM", "sigma_max": 40.0})
+    EDM(sigma_max=40.0)
+    """
+    settings = dict(config)
+    name = settings.pop("class", None)
+    if name not in _CLASSES:
+        raise unknown("process", name, _CLASSES)
+    allowed = {field.name for field in fields(_CLASSES[name])}
+    if unknown := set(settings) - allowed:
+        raise ValueError(f"{name} has no setting {sorted(unknown)[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            settings[key] = process_from_config(value)
+        elif isinstance(value, list):  # JSON has no tuples
+            settings[key] = tuple(value)
+    return _CLASSES[name](**settings)

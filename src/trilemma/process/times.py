@@ -1,0 +1,112 @@
+"""Laws of training times: which noise levels a denoiser is trained on, and how evenly a batch covers them.
+
+A law maps uniform numbers u in (0, 1) to times by its quantile function. With ``low_discrepancy`` the u of a batch are
+
+    u_i = (u_0 + i / n) mod 1,                                                                               (1)
+
+each uniform but together evenly spread, which lowers the variance of the loss at no cost.
+
+Source of (1): Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..numerics.noise import Noise
+from .gaussian import GaussianProcess
+
+__all__ = ["TIMES", "LogNormalSigma", "LogitNormal", "TimeLaw", "Uniform"]
+
+
+@dataclass(frozen=True)
+class TimeLaw(ABC):
+    """A law of times; a subclass writes the quantile function.
+
+    Args:
+        low_discrepancy: spread each batch evenly, equation (1).
+    """
+
+    low_discrepancy: bool = True
+
+    @abstractmethod
+    def quantile(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        """Times for u in (0, 1), float64, any shape."""
+
+    def __call__(self, process: GaussianProcess, n: int, noise: Noise) -> Tensor:
+        """Draw the times of a whole batch.
+
+        Args:
+            process: the noise process.
+            n: number of items in the batch (all processes together).
+            noise: a source with one item.
+
+        Returns:
+            float64, shape ``(n,)``.
+        """
+        if self.low_discrepancy:
+            first = noise.uniform((1,), dtype=torch.float64)
+            u = ((first + torch.arange(n, dtype=torch.float64) / n) % 1).clamp(min=2.0**-53)
+        else:
+            u = noise.uniform((1, n), dtype=torch.float64)[0]
+        return self.quantile(process, u)
+
+
+@dataclass(frozen=True)
+class Uniform(TimeLaw):
+    """Uniform on (0, 1).
+
+    >>> from trilemma.process import Flow
+    >>> Uniform()(Flow(), 4, Noise(0, 1)).diff().remainder(1).tolist()
+    [0.25, 0.25, 0.25]
+    """
+
+    def quantile(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        """The time u."""
+        return u
+
+
+@dataclass(frozen=True)
+class LogitNormal(TimeLaw):
+    """log(t / (1 - t)) ~ N(mean, std^2): middle noise levels of :class:`Flow` more often.
+
+    Source: Esser et al. 2024 (arXiv:2403.03206), equation (19).
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def quantile(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        """sigmoid(mean + std z)."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+
+
+@dataclass(frozen=True)
+class LogNormalSigma(TimeLaw):
+    """log(sigma/alpha) ~ N(mean, std^2), whatever the process.
+
+    Levels that the process does not reach are trained at its last time.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), table 1; for data of standard deviation 0.5.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def quantile(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        """The time at which log-SNR is -2 (mean + std z)."""
+        return process.time(-2 * (self.mean + self.std * torch.special.ndtri(u)))
+
+
+TIMES: dict[str, Callable[[], TimeLaw]] = {
+    "uniform": lambda: Uniform(low_discrepancy=False),
+    "low_discrepancy": Uniform,
+    "logit_normal": LogitNormal,
+    "log_normal_sigma": LogNormalSigma,
+}
+"""Every law of training times by its name."""
