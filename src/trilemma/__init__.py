@@ -1,1 +1,102 @@
-"""trilemma."""
+"""Train one denoiser and get everything from it.
+
+    import trilemma as tl
+
+    model = tl.Preconditioned(tl.UNet(dims=2, channels=1), tl.Flow(), "velocity")
+    x = tl.sample(model, (64, 1, 8, 8), tl.log_snr_grid(model.process, 20), tl.dpmpp_2m)
+
+The names below are loaded when they are first used, so that importing the package and asking the command line for help cost
+nothing. The rest is reached by module: ``trilemma.numerics``, ``process``, ``nets``, ``denoise``, ``sample``, ``train``,
+``data``, ``evaluate``.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .denoise import CFG as CFG
+    from .denoise import Categorical as Categorical
+    from .denoise import Covariances as Covariances
+    from .denoise import Denoiser as Denoiser
+    from .denoise import FiniteDenoiser as FiniteDenoiser
+    from .denoise import Gaussian as Gaussian
+    from .denoise import GaussianDenoiser as GaussianDenoiser
+    from .denoise import Guided as Guided
+    from .denoise import MixtureDenoiser as MixtureDenoiser
+    from .denoise import Preconditioned as Preconditioned
+    from .denoise import Rescheduled as Rescheduled
+    from .denoise import Thresholded as Thresholded
+    from .denoise import Within as Within
+    from .nets.dit import DiT as DiT
+    from .nets.mlp import MLP as MLP
+    from .nets.unet import UNet as UNet
+    from .numerics.noise import Noise as Noise
+    from .numerics.tableau import HEUN as HEUN
+    from .numerics.tableau import RK4 as RK4
+    from .process import EDM as EDM
+    from .process import VE as VE
+    from .process import VP as VP
+    from .process import Cosine as Cosine
+    from .process import Flow as Flow
+    from .process import FromBetas as FromBetas
+    from .process import GaussianProcess as GaussianProcess
+    from .process import Shifted as Shifted
+    from .process import Sigmoid as Sigmoid
+    from .process import SubVP as SubVP
+    from .process.grid import karras_grid as karras_grid
+    from .process.grid import log_snr_grid as log_snr_grid
+    from .process.grid import shifted_grid as shifted_grid
+    from .process.grid import trailing_grid as trailing_grid
+    from .process.grid import uniform_grid as uniform_grid
+    from .sample import Plan as Plan
+    from .sample import ProgressBar as ProgressBar
+    from .sample import Trajectory as Trajectory
+    from .sample import churn as churn
+    from .sample import ddim as ddim
+    from .sample import ddpm as ddpm
+    from .sample import dpmpp_2m as dpmpp_2m
+    from .sample import exponential as exponential
+    from .sample import get_rule as get_rule
+    from .sample import run as run
+    from .sample import runge_kutta as runge_kutta
+    from .sample import sample as sample
+    from .train import Trainer as Trainer
+
+_HOMES = {
+    "denoise": (
+        "CFG Categorical Covariances Denoiser FiniteDenoiser Gaussian GaussianDenoiser Guided MixtureDenoiser Preconditioned "
+        "Rescheduled Thresholded Within"
+    ),
+    "nets.dit": "DiT",
+    "nets.mlp": "MLP",
+    "nets.unet": "UNet",
+    "numerics.noise": "Noise",
+    "numerics.tableau": "HEUN RK4",
+    "process": "Cosine EDM Flow FromBetas GaussianProcess Shifted Sigmoid SubVP VE VP",
+    "process.grid": "karras_grid log_snr_grid shifted_grid trailing_grid uniform_grid",
+    "sample.hooks": "ProgressBar Trajectory",
+    "sample.plan": "Plan",
+    "sample.wrap": "churn",
+    "sample.linear": "ddim ddpm dpmpp_2m exponential",
+    "sample.registry": "get_rule",
+    "sample.loop": "run sample",
+    "sample.flow": "runge_kutta",
+    "train": "Trainer",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'trilemma' has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

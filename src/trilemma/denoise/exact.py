@@ -76,7 +76,7 @@ class Covariances:
             or float(floor.min()) < 0
         ):
             raise ValueError(
-                f"variances must be finite and not negative, shape (K, D); got {tuple(values.shape)}, min {values.min()}"
+                f"variances must be finite and not negative, (K, D); got {tuple(values.shape)}, min {values.min()}"
             )
         return cls(values, basis, floor)
 
@@ -119,7 +119,7 @@ class MixtureDenoiser(Denoiser):
     >>> two = MixtureDenoiser(Flow(), torch.tensor([[-1.0], [1.0]]), Covariances.diagonal(torch.full((2, 1), 0.01)))
     >>> two(torch.tensor([[0.0], [0.5]]), torch.tensor(0.5)).mean
     tensor([[0.0000],
-            [0.9920]])
+            [0.7598]])
     """
 
     means: Tensor

@@ -53,7 +53,8 @@ class Target:
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
         if self.needs_signal and float(process.alpha(ends)[1]) == 0:
             raise ValueError(
-                f"the target {self.name!r} says nothing about x where alpha = 0, as at t = 1 of {process}; use 'velocity', 'v' or 'edm'"
+                f"the target {self.name!r} says nothing about x where alpha = 0, as at t = 1 of {process}; "
+                "use 'velocity', 'v' or 'edm'"
             )
         if self.needs_smooth_start and not bool(torch.isfinite(process.rates(ends)[1][0])):
             raise ValueError(f"the target {self.name!r} is infinite at t = 0 of {process}; use 'v', 'edm' or 'eps'")

@@ -56,8 +56,8 @@ def process_from_config(config: dict[str, Any]) -> GaussianProcess:
     if name not in _CLASSES:
         raise unknown("process", name, _CLASSES)
     allowed = {field.name for field in fields(_CLASSES[name])}
-    if unknown := set(settings) - allowed:
-        raise ValueError(f"{name} has no setting {sorted(unknown)[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
+    if extra := set(settings) - allowed:
+        raise ValueError(f"{name} has no setting {sorted(extra)[0]!r}; it has {', '.join(sorted(allowed)) or 'none'}")
     for key, value in settings.items():
         if isinstance(value, dict):
             settings[key] = process_from_config(value)

@@ -62,7 +62,7 @@ class Uniform(TimeLaw):
     """Uniform on (0, 1).
 
     >>> from trilemma.process import Flow
-    >>> Uniform()(Flow(), 4, Noise(0, 1)).diff().remainder(1).tolist()
+    >>> [round(gap, 6) for gap in Uniform()(Flow(), 4, Noise(0, 1)).diff().remainder(1).tolist()]
     [0.25, 0.25, 0.25]
     """
 

@@ -1,0 +1,92 @@
+"""Every sampling rule by its name, with what it costs and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .._names import lookup
+from ..numerics.tableau import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4
+from .flow import runge_kutta
+from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
+from .loop import Rule
+from .wrap import churn
+
+__all__ = ["RULES", "RuleEntry", "get_rule"]
+
+
+@dataclass(frozen=True)
+class RuleEntry:
+    """A row of the registry.
+
+    Args:
+        make: builds the rule, with published settings.
+        order: order of convergence to the probability flow; 0 for stochastic rules, which converge in law.
+        calls: calls of the denoiser a step.
+        about: one line with the source.
+        needs_signal: whether it cannot start where alpha = 0.
+    """
+
+    make: Callable[[], Rule]
+    order: int
+    calls: int
+    about: str
+    needs_signal: bool = False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the rule draws noise."""
+        return self.order == 0
+
+
+RULES: dict[str, RuleEntry] = {
+    "ddpm": RuleEntry(lambda: ddpm, 0, 1, "ancestral sampling with the posterior's variance (Ho et al. 2020)"),
+    "ddim": RuleEntry(lambda: ddim(0.0), 1, 1, "deterministic first order (Song et al. 2021)"),
+    "ddim_half": RuleEntry(lambda: ddim(0.5), 0, 1, "DDIM with eta = 0.5 (Song et al. 2021)"),
+    "dpmpp_2m": RuleEntry(lambda: dpmpp_2m, 2, 1, "DPM-Solver++(2M) as published (Lu et al. 2022)"),
+    "dpmpp_3m": RuleEntry(lambda: dpmpp_3m, 2, 1, "DPM-Solver++(3M) as published; second order (Lu et al. 2022)"),
+    "dpmpp_2m_sde": RuleEntry(
+        lambda: exponential(2, 1.0, published=True), 0, 1, "SDE-DPM-Solver++(2M) as published (Lu et al. 2022)"
+    ),
+    "exponential_1": RuleEntry(lambda: exponential(1), 1, 1, "exponential Euler on x0; equals ddim"),
+    "exponential_2": RuleEntry(lambda: exponential(2), 2, 1, "exponential Adams on x0, exact moments"),
+    "exponential_3": RuleEntry(lambda: exponential(3), 3, 1, "exponential Adams on x0, exact moments"),
+    "exponential_4": RuleEntry(lambda: exponential(4), 4, 1, "exponential Adams on x0, exact moments"),
+    "exponential_2_eps": RuleEntry(
+        lambda: exponential(2, prediction="eps"), 2, 1, "exponential Adams on eps, multistep DPM-Solver-2", True
+    ),
+    "exponential_3_eps": RuleEntry(lambda: exponential(3, prediction="eps"), 3, 1, "exponential Adams on eps", True),
+    "exponential_4_eps": RuleEntry(lambda: exponential(4, prediction="eps"), 4, 1, "exponential Adams on eps", True),
+    "exponential_2_sde": RuleEntry(lambda: exponential(2, 1.0), 0, 1, "the reverse equation, second order in the mean"),
+    "seeds_1": RuleEntry(
+        lambda: exponential(1, 1.0, prediction="eps"),
+        0,
+        1,
+        "exponential Euler-Maruyama on eps (Gonzalez et al. 2023)",
+        True,
+    ),
+    "consistency": RuleEntry(
+        lambda: exponential(1, float("inf")), 0, 1, "denoise, add fresh noise, repeat (Song et al. 2023)"
+    ),
+    "euler": RuleEntry(lambda: runge_kutta(EULER), 1, 1, "Euler on the straight flow; equals ddim"),
+    "midpoint": RuleEntry(lambda: runge_kutta(MIDPOINT), 2, 2, "midpoint on the straight flow"),
+    "heun": RuleEntry(lambda: runge_kutta(HEUN), 2, 2, "Heun on the straight flow (Karras et al. 2022)"),
+    "rk4": RuleEntry(lambda: runge_kutta(RK4), 4, 4, "the classical method on the straight flow"),
+    "dopri5": RuleEntry(lambda: runge_kutta(DORMAND_PRINCE), 5, 7, "Dormand-Prince on the straight flow, fixed steps"),
+    "churn": RuleEntry(
+        lambda: churn(runge_kutta(HEUN), 40.0, low=0.05, high=50.0, inflate=1.003),
+        0,
+        2,
+        "EDM's stochastic sampler, ImageNet settings (Karras et al. 2022)",
+    ),
+}
+"""Every rule by its name."""
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: there is none; the nearest name is suggested.
+    """
+    return lookup("rule", name, RULES).make()
