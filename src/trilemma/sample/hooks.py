@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,7 +23,7 @@ class ProgressBar:
 
     def __init__(self, label: str = "sampling", *, disable: bool = False) -> None:
         self.label, self.disable = label, disable
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
 
     def __call__(self, progress: Progress) -> None:
         """Move the bar."""

@@ -113,52 +113,85 @@ class Exponential:
     def __call__(self, process: GaussianProcess, ts: Tensor) -> Plan:
         """The numbers of (3) or (4)."""
         curves = _Curves.along(process, ts)
-        n = len(ts) - 1
-        lags = self.order if self.prediction == "eps" else 1
-        a, b = torch.zeros(n, lags, dtype=torch.float64), torch.zeros(n, self.order, dtype=torch.float64)
+        n, on_eps = len(ts) - 1, self.prediction == "eps"
+        a = torch.zeros(n, self.order if on_eps else 1, dtype=torch.float64)
+        b = torch.zeros(n, self.order, dtype=torch.float64)
         c = torch.zeros(n, dtype=torch.float64)
-        for i in range(n):
-            fill = self._x0 if self.prediction == "x0" else self._eps
-            fill(curves, i, a[i], b[i], c[i])
-        return Plan(ts, a, b, c)
-
-    def _x0(self, curves: _Curves, i: int, a: Tensor, b: Tensor, c: Tensor) -> None:
-        """Row (3)."""
-        alpha, sigma, h = curves.alpha[i + 1], curves.sigma[i + 1], curves.gap(i)
-        count = curves.usable(i, self.order)
-        if math.isinf(h) or math.isinf(self.eta):
-            forget = self.eta > 0  # e^(-eta^2 h) = 0
-            a[0] = 0.0 if forget else sigma / curves.sigma[i]
-            b[0] = alpha
-            c.fill_(sigma if forget else 0.0)
-            return
-        factor = 1 + self.eta**2
-        if self.published:
-            weights = _published(curves, i, count, factor)
-        else:
-            nodes = [factor * (curves.lam[i - j] - curves.lam[i]) for j in range(count)]
-            weights = lagrange_weights(nodes, factor * h, end=True)
-        a[0] = sigma / curves.sigma[i] * math.exp(-(self.eta**2) * h)
-        b[:count] = alpha * torch.tensor(weights, dtype=torch.float64)
-        c.fill_(sigma * math.sqrt(-math.expm1(-2 * self.eta**2 * h)))
-
-    def _eps(self, curves: _Curves, i: int, a: Tensor, b: Tensor, c: Tensor) -> None:
-        """Row (4), with eps_j = (x_j - alpha_j D_j) / sigma_j."""
-        if curves.alpha[i] == 0:
+        if on_eps and 0 in curves.alpha:
             raise ValueError(
                 "prediction 'eps' is singular where alpha = 0; use prediction 'x0' or start later than t = 1"
             )
-        alpha, h = curves.alpha[i + 1], curves.gap(i)
-        count = curves.usable(i, self.order)
-        nodes = [curves.lam[i - j] - curves.lam[i] for j in range(count)]
-        weights = lagrange_weights(nodes, h, end=False)
+        weights = _Weights(curves, self)
+        for i in range(n):
+            if on_eps and math.isfinite(curves.gap(i)):
+                self._eps(curves, i, weights.of(i), a[i], b[i], c[i])
+            else:
+                self._x0(curves, i, weights.of(i), a[i], b[i], c[i])
+        return Plan(ts, a, b, c)
+
+    def _x0(self, curves: _Curves, i: int, weights: list[float], a: Tensor, b: Tensor, c: Tensor) -> None:
+        """Row (3); a step of infinite length forgets what it can."""
+        sigma, h = curves.sigma[i + 1], curves.gap(i)
+        decay = self.eta**2 * h if self.eta else 0.0
+        a[0] = sigma / curves.sigma[i] * math.exp(-decay)
+        b[: len(weights)] = curves.alpha[i + 1] * torch.tensor(weights, dtype=torch.float64)
+        c.fill_(sigma * math.sqrt(-math.expm1(-2 * decay)))
+
+    def _eps(self, curves: _Curves, i: int, weights: list[float], a: Tensor, b: Tensor, c: Tensor) -> None:
+        """Row (4), with eps_j = (x_j - alpha_j D_j) / sigma_j."""
+        alpha = curves.alpha[i + 1]
         scale = alpha * curves.sigma[i] / curves.alpha[i]
         a[0] = alpha / curves.alpha[i]
         for j, weight in enumerate(weights):
             share = scale * (1 + self.eta**2) * weight / curves.sigma[i - j]
             a[j] -= share
             b[j] += share * curves.alpha[i - j]
-        c.fill_(self.eta * scale * math.sqrt(-math.expm1(-2 * h)))  # sigma_t e^h = alpha_t sigma_s / alpha_s
+        c.fill_(
+            self.eta * scale * math.sqrt(-math.expm1(-2 * curves.gap(i)))
+        )  # sigma_t e^h = alpha_t sigma_s / alpha_s
+
+
+class _Weights:
+    """The weights B or N of every step, newest value first.
+
+    A polynomial needs a past, which the first steps do not have: after a first step of first order the whole solution would be
+    of second order, however high the rest. So while the past is short, a step of the deterministic rules of order 3 and 4 goes
+    back to the start: it integrates the polynomial through all values so far over all of the way so far, and takes off what the
+    state has already (``_done``). That leaves an error of O(h^3) from the first step, at no call.
+    """
+
+    def __init__(self, curves: _Curves, rule: Exponential) -> None:
+        self.curves, self.rule = curves, rule
+        self.end = rule.prediction == "x0"  # where the exponential weight is largest
+        self.factor = 1 + rule.eta**2 if self.end else 1.0
+        self.restarts = rule.order > 2 and rule.eta == 0 and not rule.published
+        self._done: list[float] = []  # weights of the values of the past, oldest first, in the state x_i
+
+    def of(self, i: int) -> list[float]:
+        """Weights of step ``i``; called for 0, 1, 2, ... in turn."""
+        curves, h, count = self.curves, self.curves.gap(i), self.curves.usable(i, self.rule.order)
+        if self.rule.published:
+            return _published(curves, i, count, self.factor)
+        base = i - count + 1 if self.restarts and self._starting(i, count) else i
+        nodes = [self.factor * (curves.lam[i - j] - curves.lam[base]) for j in range(count)]
+        length = self.factor * (curves.lam[i + 1] - curves.lam[base])
+        weights = lagrange_weights(nodes, length, end=self.end)
+        if base == i:
+            self._done = weights[::-1]
+            return weights
+        # before: relative to e^lambda at the end of the last step, or to e^-lambda at the base
+        carried = [math.exp(-h) * w if self.end else w for w in self._done]
+        self._done = weights[::-1]
+        fresh = [w - done for w, done in zip(weights[::-1], [*carried, 0.0])][::-1]
+        shift = 1.0 if self.end else math.exp(curves.lam[i] - curves.lam[base])  # (4) counts from the present state
+        return [shift * w for w in fresh]
+
+    def _starting(self, i: int, count: int) -> bool:
+        """Whether the values in use are all there are, the oldest of them where the polynomials begin."""
+        oldest = i - count + 1
+        return (
+            count > 1 and math.isfinite(self.curves.gap(i)) and (oldest == 0 or math.isinf(self.curves.lam[oldest - 1]))
+        )
 
 
 def exponential(order: int = 1, eta: float = 0.0, *, prediction: str = "x0", published: bool = False) -> Exponential:
