@@ -6,6 +6,7 @@ Every grid is a plain function of the process and the number of steps; a tensor 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -80,14 +81,14 @@ def karras_grid(
         steps: number of steps, the last one from ``sigma_min`` to 0.
         rho: 7 in the paper; larger for shorter steps at low noise.
         sigma_min: lowest level above 0, in units of the data.
-        sigma_max: highest level; the first time is 1 whatever that is.
+        sigma_max: highest level, at most that of the process; the first time is 1 in any case.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), equation (5).
     """
     ramp = torch.linspace(0, 1, _count(steps), dtype=torch.float64)
-    top, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    levels = (top + ramp * (low - top)) ** rho
-    return _from_log_snr(process, (-2 * levels.log()).clamp(min=_lowest(process)))
+    top = min(sigma_max, math.exp(-_lowest(process) / 2)) ** (1 / rho)
+    levels = (top + ramp * (sigma_min ** (1 / rho) - top)) ** rho
+    return _from_log_snr(process, -2 * levels.log())
 
 
 def log_snr_grid(process: GaussianProcess, steps: int, *, low: float = -10.0, high: float = 11.0) -> Tensor:
@@ -103,7 +104,7 @@ def log_snr_grid(process: GaussianProcess, steps: int, *, low: float = -10.0, hi
 
 
 def shifted_grid(process: GaussianProcess, steps: int, *, shift: float = 3.0) -> Tensor:
-    """Equally spaced u = sigma/(alpha + sigma), moved towards noise: u -> shift u / (1 + (shift - 1) u).
+    """Equally spaced u = sigma/(alpha + sigma), moved towards noise: u -> shift u / (1 + (shift - 1) u), as shares of u(1).
 
     Args:
         process: the noise process; on Flow, u is the time itself.
@@ -112,9 +113,9 @@ def shifted_grid(process: GaussianProcess, steps: int, *, shift: float = 3.0) ->
 
     Source: Esser et al. 2024 (arXiv:2403.03206), equation (23).
     """
-    lowest = torch.tensor(_lowest(process), dtype=torch.float64)
-    u = torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)[:-1] * torch.sigmoid(-lowest / 2)
-    u = shift * u / (1 + (shift - 1) * u)
+    top = torch.sigmoid(torch.tensor(-_lowest(process) / 2, dtype=torch.float64))  # u at t = 1
+    u = torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)[:-1]
+    u = top * shift * u / (1 + (shift - 1) * u)
     return _from_log_snr(process, 2 * torch.log((1 - u) / u))
 
 
