@@ -84,8 +84,8 @@ def _published(curves: _Curves, i: int, count: int, factor: float) -> list[float
     near, far = 1 / r0, 1 / r1  # D1_0 = near (D_0 - D_1), D1_1 = far (D_1 - D_2)
     d1_near, d1_far = 1 + r0 / (r0 + r1), -r0 / (r0 + r1)
     d2 = 1 / (r0 + r1)
-    on_near = second * d1_near + third * d2
-    on_far = second * d1_far - third * d2
+    on_near = second * d1_near - third * d2
+    on_far = second * d1_far + third * d2
     return [first + on_near * near, -on_near * near + on_far * far, -on_far * far]
 
 
