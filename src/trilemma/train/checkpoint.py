@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
     """Write a folder of files with its manifest so that it appears whole, at once.
 
     Args:
-        folder: must not exist.
+        folder: one of that name is replaced.
         files: name -> content.
 
     >>> import tempfile, torch
@@ -84,6 +85,8 @@ def write_folder(folder: Path, files: Mapping[str, Content]) -> None:
     manifest = {name: {"bytes": (temporary / name).stat().st_size, "crc32": _crc32(temporary / name)} for name in files}
     _write(temporary / MANIFEST, manifest, tensors=False)
     _flush(temporary)
+    if folder.exists():
+        remove(folder)
     temporary.rename(folder)
     _flush(folder.parent)
 
@@ -96,13 +99,13 @@ def verify(folder: Path, names: Collection[str] | None = None) -> None:
     """
     manifest = read_json(folder / MANIFEST)
     for name in manifest if names is None else names:
-        path, expected = folder / name, manifest[name]
-        if not path.exists():
-            raise CorruptError(f"{path} is missing")
-        if path.stat().st_size != expected["bytes"]:
-            raise CorruptError(f"{path} has {path.stat().st_size} bytes, {expected['bytes']} were written")
-        if _crc32(path) != expected["crc32"]:
-            raise CorruptError(f"{path} is not what was written: its checksum differs")
+        path, written = folder / name, manifest[name]
+        try:
+            found = {"bytes": path.stat().st_size, "crc32": _crc32(path)}
+        except OSError as error:
+            raise CorruptError(f"{path} cannot be read: {error}") from error
+        if found != written:
+            raise CorruptError(f"{path} is not what was written: it has {found}, not {written}")
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -240,7 +243,8 @@ def _load(folder: Path, ema: bool | int, net: nn.Module | None) -> tuple[Precond
     if net is None:
         if config["net"] is None:
             raise ValueError(f"the network in {folder} is not in trilemma.nets.NETS; build it and pass it as net=")
-        net = build(config["net"]["name"], **config["net"]["kwargs"])
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
+            net = build(config["net"]["name"], **config["net"]["kwargs"])
     model = Preconditioned(
         net,
         process_from_config(config["process"]),

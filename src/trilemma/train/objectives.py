@@ -119,10 +119,11 @@ def loss_weight(model: Preconditioned, t: Tensor, which: str | Weighting = "unit
 def denoising_error(
     model: Preconditioned, x: Tensor, t: Tensor, noise: Noise | Tensor, cond: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """The mean squared error (1) of the network's output: shape ``(B,)``, float32."""
+    """The mean squared error (1) of the network's output: shape ``(B,)``, float32 or wider."""
     eps = noise if isinstance(noise, Tensor) else noise.normal_like(x)
     output = model.output(model.process.perturb(x, t, eps), t, **(cond or {}))
-    return (output - model.regression_target(x, eps, t)).float().square().flatten(1).mean(1)
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
+    return (output - model.regression_target(x, eps, t)).square().flatten(1).mean(1)
 
 
 def denoising_loss(
@@ -156,4 +157,5 @@ def denoising_loss(
     >>> denoising_loss(model, torch.zeros(2, 2), t, torch.ones(2, 2))    # an untrained network answers 0, the target is eps
     tensor([1., 1.], grad_fn=<MulBackward0>)
     """
-    return loss_weight(model, t, weighting).float() * denoising_error(model, x, t, noise, cond)
+    error = denoising_error(model, x, t, noise, cond)
+    return loss_weight(model, t, weighting).to(error) * error
