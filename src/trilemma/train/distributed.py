@@ -158,26 +158,29 @@ def wrap(module: nn.Module, strategy: str, world: World) -> nn.Module:
     Raises:
         ValueError: unknown strategy, or ``none`` on several processes, which would train several models in silence.
     """
-    if strategy == "none" or (world.size == 1 and strategy in ("auto", "ddp")):
-        if world.size > 1:
-            raise ValueError(
-                f"strategy='none' on {world.size} processes trains {world.size} unrelated models; use ddp or fsdp2"
-            )
+    if strategy not in ("auto", "none", "ddp", "fsdp2"):
+        raise ValueError(f"unknown strategy {strategy!r}; one of: auto, none, ddp, fsdp2")
+    if world.size == 1:
         return module
+    if strategy == "none":
+        raise ValueError(
+            f"strategy='none' on {world.size} processes trains {world.size} unrelated models; use ddp or fsdp2"
+        )
     if strategy in ("auto", "ddp"):
         device_ids = [world.device] if world.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=device_ids, gradient_as_bucket_view=True)
-    if strategy == "fsdp2":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
 
-        mesh = init_device_mesh(world.device.type, (world.size,))
-        for block in [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]:
-            if any(True for _ in block.parameters()):
-                fully_shard(block, mesh=mesh)
-        fully_shard(module, mesh=mesh)
-        return module
-    raise ValueError(f"unknown strategy {strategy!r}; one of: auto, none, ddp, fsdp2")
+    for tensor in (*module.parameters(), *module.buffers()):  # all begin as the first does; ddp sees to that itself
+        dist.broadcast(tensor.detach(), 0)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    blocks = [block for part in module.modules() if isinstance(part, nn.ModuleList) for block in part]
+    for block in reversed(blocks):  # the innermost first
+        if not isinstance(block, nn.ModuleList | nn.ModuleDict) and any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
 
 
 def local(tensor: Tensor) -> Tensor:

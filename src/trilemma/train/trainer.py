@@ -139,7 +139,7 @@ class Trainer:
 
         if config.compile:
             model.net.compile()
-        self._fsdp = config.strategy == "fsdp2"
+        self._fsdp = config.strategy == "fsdp2" and world.size > 1
         self._error: nn.Module = _Error(model)
         if self._fsdp:
             wrap(model.net, "fsdp2", world)
