@@ -1,4 +1,17 @@
-"""Backbones and sizes by name, and the way back from a network to the name and arguments that build it."""
+"""Backbones and sizes by name, and the way back from a network to the name and arguments that build it.
+
+========== ========== ========================================================
+preset     parameters made for
+========== ========== ========================================================
+mlp-small  0.29 M     points in the plane
+unet-tiny  0.84 M     8x8 digits
+unet-small 3.67 M     28x28 and 32x32 images on a processor
+unet-base  23.46 M    32x32 images on a GPU
+dit-tiny   1.25 M     8x8 digits
+dit-small  7.32 M     28x28 and 32x32 images
+dit-base   129.38 M   the width and depth of the published DiT-B
+========== ========== ========================================================
+"""
 
 from difflib import get_close_matches
 from inspect import signature
@@ -14,8 +27,8 @@ NETS: dict[str, type[nn.Module]] = {"mlp": MLP, "unet": UNet, "dit": DiT}
 
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp-small": ("mlp", {"features": 2, "width": 128, "depth": 4}),
-    "unet-tiny": ("unet", {"channels": 1, "widths": [64, 128], "blocks": [1, 2], "attention": [1]}),
-    "unet-small": ("unet", {"widths": [32, 96, 160], "blocks": [1, 2, 2], "attention": [2]}),
+    "unet-tiny": ("unet", {"channels": 1, "widths": [64, 64], "blocks": [2, 1], "attention": [1]}),
+    "unet-small": ("unet", {"widths": [32, 128, 128], "blocks": [1, 2, 2], "attention": [2]}),
     "unet-base": ("unet", {"widths": [128, 256, 256], "blocks": 3, "attention": [1], "dropout": 0.1}),
     "dit-tiny": ("dit", {"channels": 1, "patch": 2, "width": 128, "depth": 4, "heads": 4}),
     "dit-small": ("dit", {"patch": 2, "width": 256, "depth": 6, "heads": 4}),
@@ -34,7 +47,7 @@ def build(name: str, **overrides: Any) -> nn.Module:
         ValueError: the name, or an argument, is not known; the nearest one is named.
 
     >>> build("unet-tiny", classes=10).config["widths"]
-    [64, 128]
+    [64, 64]
     """
     if name not in NETS and name not in PRESETS:
         raise ValueError(f"no network is called {name!r}{_nearest(name, [*NETS, *PRESETS])}")
