@@ -48,7 +48,7 @@ def train(path: Path, steps: int, save_every: int) -> None:
             run.save(trainer, keep=2)
 
 
-def inspect(path: Path) -> int:
+def check_files(path: Path) -> int:
     """Read every visible file of a run; the number of checkpoints that were whole.
 
     Raises:
@@ -110,7 +110,7 @@ def survive(folder: Path, *, kills: int, steps: int, save_every: int, seed: int 
         process = start(hunted)
         moment = time.perf_counter() + moments.uniform(0, 2 * length)
         while time.perf_counter() < moment and process.is_alive():
-            inspect(hunted)
+            check_files(hunted)
             inspections += 1
         if not process.is_alive():  # it came to its end before the kill: begin another run to kill
             assert process.exitcode == 0, f"the run did not resume after kill {done}"
@@ -121,7 +121,7 @@ def survive(folder: Path, *, kills: int, steps: int, save_every: int, seed: int 
         process.join()
         done += 1
         while_writing += any((hunted / "checkpoints").glob(".step_*"))
-        inspect(hunted)
+        check_files(hunted)
         inspections += 1
     last = start(hunted)
     last.join()

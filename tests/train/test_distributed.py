@@ -114,6 +114,8 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one_and_two(tmp_path, strat
     start = on_ranks(2, tmp_path, begin, strategy)
     alone = go_on(World(), tmp_path, "auto")
     two = on_ranks(2, tmp_path, go_on, "fsdp2")
+    same = on_ranks(2, tmp_path, go_on, strategy)
+    assert start + same == on_ranks(2, tmp_path, train, {"strategy": strategy})  # bit for bit
     for rest in (alone, two):
         for a, b in zip(start + rest, expected, strict=True):
             assert a == pytest.approx(b, rel=2e-5)
@@ -157,6 +159,15 @@ def test_spread_tensors_come_together_as_they_were(tmp_path, size):
     assert on_ranks(size, tmp_path, reshard)
 
 
+def without_labels(world, folder):
+    model = Preconditioned(MLP(2, classes=4, width=8, depth=1), Flow(), "velocity")
+    return losses(Trainer(model, POINTS, config=TrainConfig(steps=3, batch=4, precision="fp32"), world=world))
+
+
+def test_a_network_with_classes_may_be_trained_without_labels(tmp_path):
+    assert len(on_ranks(2, tmp_path, without_labels)) == 3
+
+
 def refuse(world, folder):
     messages = []
     for changes in ({"strategy": "none"}, {"batch": 15}):
@@ -196,6 +207,7 @@ def test_one_process_is_what_one_process_was_promised(environment):
     assert not dist.is_initialized()
 
 
+@pytest.mark.slow
 def test_accelerate_launch_on_cpu_is_found_out(environment, tmp_path):
     """It starts one process whatever was asked for, and only its own command line tells."""
     script = tmp_path / "accelerate"

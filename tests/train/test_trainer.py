@@ -193,10 +193,14 @@ def test_flips_mirror_whole_items():
     assert abs(int((slope[:, 0] > 0).sum()) - 150) < 5 * math.sqrt(75)  # false alarm 6e-7
 
 
-def test_a_network_without_classes_ignores_labels_and_vectors_cannot_be_mirrored():
+def test_settings_that_do_not_fit_are_refused_and_needless_labels_ignored():
     assert len(losses(mlp_trainer(data=(POINTS, torch.zeros(64, dtype=torch.int64))))) == 6
     with pytest.raises(ValueError, match="flip=0"):
         losses(mlp_trainer(flip=0.5))
+    with pytest.raises(ValueError, match="uniform times"):
+        mlp_trainer(weighting="sigmoid:-1", times="logit_normal:0,1")
+    with pytest.raises(ValueError, match="takes 2 arguments"):
+        mlp_trainer(times="logit_normal:0,1,2")
     with pytest.raises(ValueError, match="accumulate=3"):
         mlp_trainer(batch=16, accumulate=3)
 

@@ -21,7 +21,7 @@ from ..denoise import Preconditioned
 from ..nets.precision import recommended_precision
 from ..numerics.noise import Noise
 from ..numerics.shapes import pad
-from ..process.times import TIMES, TimeLaw
+from ..process.times import TIMES, TimeLaw, Uniform
 from . import checkpoint
 from .batches import Batches, Data
 from .config import TrainConfig, parse_entry
@@ -125,6 +125,11 @@ class Trainer:
         self._batches = Batches(data, seed=config.seed, workers=config.workers)
         self._law = _law(config.times)
         self._weighting = weighting(config.weighting)
+        if self._weighting.per_log_snr and not isinstance(self._law, Uniform):
+            raise ValueError(
+                f"weighting={config.weighting!r} is a density over log-SNR and wants uniform times, not {config.times!r}; "
+                "set times='low_discrepancy'"
+            )
         self._bf16 = (recommended_precision(world.device) if config.precision == "auto" else config.precision) == "bf16"
         self._description = checkpoint.model_config(model, {**(info or {}), "ema": list(config.ema)})
         classes = getattr(model.net, "config", {}).get("classes")
@@ -196,13 +201,15 @@ class Trainer:
         rate = config.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip or torch.inf)
+        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
 
         # The one wait for the device: nothing is applied before the loss and the gradient are known to be finite.
         sums = self.world.sum(torch.cat([loss, by_noise.flatten()])).cpu()
         mean, length = float(sums[0]) / config.batch, float(whole(norm))
         by_noise = sums[1:].view_as(by_noise)
         self._check(mean, float(by_noise[0].sum()) / config.batch, length, x)
+        if 0 < config.clip < length:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip, norm)
         self.optimizer.step()
         self.ema.update(dict(self.model.named_parameters()))
         self._by_noise.add(by_noise)
