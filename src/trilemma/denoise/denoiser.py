@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .._names import unknown
 from ..numerics.shapes import pad
@@ -96,6 +97,7 @@ class Preconditioned(Denoiser):
         self.process = process
         self.target = get_target(target, process)
         self.sigma_data = float(sigma_data)
+        self._known: dict[float, tuple[float, float, float, float]] = {}
         call = net.forward if isinstance(net, nn.Module) else net
         self.cond_keys = frozenset(list(inspect.signature(call).parameters)[2:])
 
@@ -111,16 +113,36 @@ class Preconditioned(Denoiser):
         c_time = self.process.log_snr(t).clamp(-_LOG_SNR_LIMIT, _LOG_SNR_LIMIT) / -8
         return c_skip, c_out, c_in, c_time
 
-    def _net(self, x_t: Tensor, c_in: Tensor, c_time: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def _coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor | float, ...]:
+        """The coefficients, ready to be multiplied with ``x``.
+
+        While sampling, a time is one number for the whole batch and comes again with every batch. Then they are python floats,
+        worked out once: four tensors of one element would cost more than the rest of a step.
+        """
+        if t.ndim or t.device.type != "cpu" or torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return tuple(pad(c.to(x), x) for c in self.coefficients(t))
+        key = float(t)
+        if key not in self._known:
+            if len(self._known) >= 4096:
+                self._known.clear()
+            c_skip, c_out, c_in, c_time = (float(c) for c in self.coefficients(t.double()))
+            self._known[key] = c_skip, c_out, c_in, c_time
+        return self._known[key]
+
+    def _net(self, x_t: Tensor, c_in: Tensor | float, c_time: Tensor | float, cond: dict[str, Tensor]) -> Tensor:
         if cond:
             self.check_cond(cond)
-        c_time = c_time.to(x_t).expand(x_t.shape[0])
-        out: Tensor = self.net(x_t * pad(c_in.to(x_t), x_t), c_time, **cond)
+        batch = x_t.shape[0]
+        if isinstance(c_time, Tensor):
+            c_time = c_time.flatten().expand(batch)
+        else:
+            c_time = torch.full((batch,), c_time, dtype=x_t.dtype, device=x_t.device)
+        out: Tensor = self.net(x_t * c_in, c_time, **cond)
         return out
 
     def output(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
         """The network's own prediction F of the target, shape ``(B, ...)``."""
-        _, _, c_in, c_time = self.coefficients(t)
+        _, _, c_in, c_time = self._coefficients(t, x_t)
         return self._net(x_t, c_in, c_time, cond)
 
     def regression_target(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -130,9 +152,9 @@ class Preconditioned(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Gaussian:
         """E[x | x_t] by one call of the network."""
-        c_skip, c_out, c_in, c_time = self.coefficients(t)
+        c_skip, c_out, c_in, c_time = self._coefficients(t, x_t)
         out = self._net(x_t, c_in, c_time, cond)
-        return Gaussian(pad(c_skip.to(x_t), x_t) * x_t + pad(c_out.to(x_t), x_t) * out)
+        return Gaussian(c_skip * x_t + c_out * out)
 
 
 class Rescheduled(Denoiser):

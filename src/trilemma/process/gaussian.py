@@ -297,6 +297,10 @@ class EDM(GaussianProcess):
         """sigma_max t."""
         return self.sigma_max * t
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """0 and sigma_max."""
+        return torch.zeros_like(t), torch.full_like(t, self.sigma_max)
+
     def time(self, log_snr: Tensor) -> Tensor:
         """e^(-l/2) / sigma_max."""
         return (torch.exp(-log_snr / 2) / self.sigma_max).clamp(max=1)
@@ -319,6 +323,10 @@ class Flow(GaussianProcess):
         """The time itself."""
         return t.clone()
 
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """-1 and 1."""
+        return -torch.ones_like(t), torch.ones_like(t)
+
     def time(self, log_snr: Tensor) -> Tensor:
         """1 / (1 + e^(l/2))."""
         return torch.sigmoid(-log_snr / 2)
@@ -338,6 +346,10 @@ class Cosine(GaussianProcess):
     def sigma(self, t: Tensor) -> Tensor:
         """sin(pi t / 2)."""
         return torch.sin(t * (math.pi / 2))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """-(pi/2) sigma and (pi/2) alpha."""
+        return self.sigma(t) * (-math.pi / 2), self.alpha(t) * (math.pi / 2)
 
     def time(self, log_snr: Tensor) -> Tensor:
         """(2 / pi) atan(e^(-l/2))."""
