@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trilemma.data.dataset import DataSet
+from .dataset import DataSet
 
 __all__ = ["from_arrays", "read_arrays", "to_nchw"]
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from trilemma._optional import require
-from trilemma.data.dataset import DataSet
+from .._optional import require
+from .dataset import DataSet
 
 __all__ = ["digits"]
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trilemma._optional import require
-from trilemma.data.dataset import DataSet
+from .._optional import require
+from .dataset import DataSet
 
 __all__ = ["decode", "read_folder"]
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from trilemma._optional import require
-from trilemma.data.dataset import DataSet
-from trilemma.data.folder import decode
+from .._optional import require
+from .dataset import DataSet
+from .folder import decode
 
 __all__ = ["read_hub"]
 

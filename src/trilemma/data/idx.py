@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trilemma.data.arrays import from_arrays
-from trilemma.data.dataset import DataSet
+from .arrays import from_arrays
+from .dataset import DataSet
 
 __all__ = ["read_idx", "read_idx_images"]
 

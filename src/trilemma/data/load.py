@@ -3,12 +3,12 @@
 import difflib
 from pathlib import Path
 
-from trilemma.data.arrays import read_arrays
-from trilemma.data.dataset import DataSet
-from trilemma.data.digits import digits
-from trilemma.data.folder import SUFFIXES, read_folder
-from trilemma.data.hub import read_hub
-from trilemma.data.idx import read_idx_images
+from .arrays import read_arrays
+from .dataset import DataSet
+from .digits import digits
+from .folder import SUFFIXES, read_folder
+from .hub import read_hub
+from .idx import read_idx_images
 
 __all__ = ["FORMATS", "load"]
 

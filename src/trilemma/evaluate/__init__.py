@@ -1,9 +1,9 @@
 """Measures of samples against real images: features, then statistics of features, then formulas. Never a model."""
 
-from trilemma.evaluate.agreement import Proportion, class_agreement
-from trilemma.evaluate.features import Classifier, Reading, train_classifier
-from trilemma.evaluate.frechet import frechet_distance
-from trilemma.evaluate.moments import Moments
+from .agreement import Proportion, class_agreement
+from .features import Classifier, Reading, train_classifier
+from .frechet import frechet_distance
+from .moments import Moments
 
 __all__ = [
     "Classifier",

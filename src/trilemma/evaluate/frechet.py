@@ -7,7 +7,7 @@
 import torch
 from torch import Tensor
 
-from trilemma.evaluate.moments import Moments
+from .moments import Moments
 
 __all__ = ["frechet_distance"]
 

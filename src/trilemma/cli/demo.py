@@ -1,0 +1,216 @@
+"""``trilemma demo``: from nothing to a report in a few minutes."""
+
+import json
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .study import Drawn
+
+__all__ = ["COMMAND", "Demo", "Results", "run"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Learn real handwritten digits, sample them in several ways, and write a report to look at.
+
+    Writes report.html, which needs nothing but a browser, report.json with every figure, pictures of the samples, and the
+    trained run itself, which `trilemma sample` and `trilemma train --resume` take further. A second start in the same
+    folder goes on from where the first one was.
+
+    Args:
+        out: folder of the run and of the report.
+        steps: updates of the denoiser.
+        chain: steps of ancestral sampling (DDPM).
+        n: samples by each method, and real digits that they are compared with; at most 297.
+        classifier_steps: updates of the classifier that judges the samples.
+        seed: of everything.
+        device: auto, cpu, cuda, cuda:1, mps.
+    """
+
+    out: str = "runs/demo"
+    steps: int = 1500
+    chain: int = 1000
+    n: int = 297
+    classifier_steps: int = 300
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "chain", "classifier_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 2 <= self.n <= 297:
+            raise ValueError(f"n={self.n} must lie between 2 and 297, the number of digits held out")
+
+
+COMMAND = Demo
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All that the report shows.
+
+    Args:
+        figures: every number, as JSON data.
+        drawn: the samples of each method by its name.
+        pictures: the other pictures by name.
+    """
+
+    figures: dict[str, Any]
+    drawn: dict[str, "Drawn"]
+    pictures: dict[str, "Tensor"]
+
+
+def run(settings: Demo) -> int:
+    """Train, measure, write; returns the exit status."""
+    from ..data import load
+    from .config import from_flat, read_yaml
+    from .story import tell
+    from .train import Train, fit
+
+    begun = time.perf_counter()
+    plan = from_flat(Train, read_yaml("digits"), source="digits")
+    plan = replace(
+        plan,
+        out=settings.out,
+        resume=True,
+        device=settings.device,
+        train=replace(plan.train, steps=settings.steps, seed=settings.seed),
+    )
+    train, held_out = load("digits"), load("digits", split="test").subset(slice(0, settings.n))
+    trainer, _ = fit(plan, train)
+    if trainer.step < settings.steps:
+        print(f"\nstopped at step {trainer.step}; the same command goes on from there")
+        return 130
+    results = _study(settings, trainer, train, held_out)
+    results.figures["seconds"]["whole_command"] = round(time.perf_counter() - begun, 1)
+    out = Path(settings.out)
+    _write(out, results)
+    (out / "report.html").write_text(tell(results), encoding="utf-8")
+    _summary(out, results)
+    return 0
+
+
+def _study(settings: Demo, trainer: Any, train: Any, held_out: Any) -> Results:
+    import torch
+
+    from .._version import __version__
+    from ..evaluate import train_classifier
+    from .study import Judge, Method, copying, denoising_errors, draw, forward_pictures, reverse_pictures
+
+    start = time.perf_counter()
+    print("\nteaching a classifier the same digits, to judge the samples")
+    classifier = train_classifier(
+        train.images, train.labels, classes=10, steps=settings.classifier_steps, seed=settings.seed
+    )
+    judge = Judge(classifier, train, held_out)
+    judging = time.perf_counter() - start
+
+    start = time.perf_counter()
+    shape, labels = train.shape, held_out.labels
+    methods = [
+        Method(f"DDPM, {settings.chain} steps", "ddpm", settings.chain, "uniform"),
+        Method("DDIM, 50 steps", "ddim", 50),
+        Method("DPM-Solver++(2M), 10 steps", "dpmpp_2m", 10),
+        Method("guidance 0", "dpmpp_2m", 20, guidance=0.0),
+        Method("guidance 1", "dpmpp_2m", 20),
+        Method("guidance 3", "dpmpp_2m", 20, guidance=3.0),
+    ]
+    for rule in ("ddpm", "ddim", "dpmpp_2m"):
+        methods += [Method(f"{rule} {steps}", rule, steps) for steps in (3, 5, 7, 10, 20, 50)]
+    with trainer.averaged() as model:
+        drawn = {}
+        for method in methods:
+            drawn[method.name] = draw(model, method, labels, judge, shape=shape, seed=settings.seed)
+            if len(drawn) <= 6:
+                _line(drawn[method.name], judge.floor)
+        each = torch.arange(10)
+        first = torch.stack([held_out.model_units()[held_out.labels == label][0] for label in each])
+        times = [i / 10 for i in range(11)]
+        states, guesses, moments = reverse_pictures(model, each[:5], shape=shape, columns=11, seed=settings.seed)
+        levels = [float(level) for level in range(-8, 11)]
+        errors = denoising_errors(model, train, held_out, levels, seed=settings.seed)
+        log_snr = model.process.log_snr
+        forward_levels, reverse_levels = (
+            log_snr(torch.tensor(ts, dtype=torch.float64)).tolist() for ts in (times, moments)
+        )
+        pictures = {
+            "forward": forward_pictures(model, first[[0, 2, 3, 5, 8]], times, seed=settings.seed),
+            "states": states,
+            "guesses": guesses,
+        }
+        parameters = sum(p.numel() for p in model.net.parameters())
+        described = model.extra_repr()
+    samples = drawn[methods[1].name].images
+    distance, usual, nearest = copying(samples, train.model_units(), held_out.model_units())
+    pictures |= {"real": held_out.images, "labels": labels, "nearest": nearest}
+
+    rows = [json.loads(line) for line in (Path(settings.out) / "metrics.jsonl").read_text().splitlines()]
+    figures: dict[str, Any] = {
+        "settings": asdict(settings),
+        "data": {"source": "scikit-learn digits", "train": len(train), "held_out": len(held_out)},
+        "model": {"network": "UNet", "parameters": parameters, "denoiser": described},
+        "floor": {
+            "frechet_distance": judge.floor,
+            "classifier_accuracy": judge.accuracy.value,
+            "classifier_accuracy_95": judge.accuracy.interval(),
+        },
+        "methods": [result.record() for result in drawn.values()],
+        "loss": [(row["step"], row["loss"]) for row in rows],
+        "loss_by_noise": errors,
+        "levels": {"forward": forward_levels, "reverse": reverse_levels},
+        "copying": {"samples": distance, "held_out": usual},
+        "seconds": {
+            "training": round(sum(row["seconds"] for row in rows), 1),
+            "classifier": round(judging, 1),
+            "sampling": round(time.perf_counter() - start, 1),
+        },
+        "machine": {
+            "device": str(trainer.world.device),
+            "threads": torch.get_num_threads(),
+            "processors": os.cpu_count(),
+            "architecture": platform.machine(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "trilemma": __version__,
+        },
+    }
+    return Results(figures, drawn, pictures)
+
+
+def _line(result: "Drawn", floor: float) -> None:
+    print(
+        f"  {result.method.name:28s} {result.calls:5d} calls {result.seconds:6.1f} s   "
+        f"Frechet distance {result.frechet:.3f} ({result.frechet / floor:.2f} x real)   "
+        f"agreement {result.agreement.value:.3f}"
+    )
+
+
+def _write(out: Path, results: Results) -> None:
+    """The figures as JSON and the main samples as pictures."""
+    from ..data.pixels import save_picture
+
+    (out / "report.json").write_text(json.dumps(results.figures, indent=1) + "\n")
+    folder = out / "samples"
+    folder.mkdir(exist_ok=True)
+    for name, result in list(results.drawn.items())[:6]:
+        plain = "".join(c if c.isalnum() else "-" for c in name.lower())
+        save_picture(folder / f"{plain}.png", result.images[:100], columns=10, scale=6)
+
+
+def _summary(out: Path, results: Results) -> None:
+    figures = results.figures
+    floor = figures["floor"]["frechet_distance"]
+    chain, guided = figures["methods"][0], figures["methods"][5]
+    print(
+        f"\nDDPM: Frechet distance {chain['frechet_distance'] / floor:.2f} x that of real held-out digits; "
+        f"guidance 3: {guided['class_agreement']:.1%} of the samples are the digit asked for"
+    )
+    print(f"in {figures['seconds']['whole_command']:.0f} s; open {out / 'report.html'}")

@@ -1,0 +1,117 @@
+"""``trilemma info``: what there is to choose from, or what a run is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+__all__ = ["COMMAND", "Info", "columns", "run"]
+
+
+@dataclass(frozen=True)
+class Info:
+    """Describe a run; without one, list every data source, network, process, grid and rule.
+
+    Args:
+        path: a run, a checkpoint or a model folder.
+    """
+
+    path: Positional[str] = ""
+
+
+COMMAND = Info
+
+
+def run(settings: Info) -> int:
+    """Print; returns the exit status."""
+    print(_describe(Path(settings.path)) if settings.path else _list())
+    return 0
+
+
+def columns(title: str, rows: Sequence[Sequence[str]]) -> str:
+    """A title and aligned rows; the last column may be long.
+
+    >>> print(columns("fruit", [["fig", "3", "small"], ["banana", "12", "long"]]))
+    fruit
+      fig     3   small
+      banana  12  long
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([title, *lines])
+
+
+def _list() -> str:
+    from ..data import FORMATS
+    from ..denoise import TARGETS
+    from ..nets import PRESETS
+    from ..process import GRIDS, PROCESSES, TIMES
+    from ..sample import RULES
+    from ..train import WEIGHTINGS
+    from .config import presets
+
+    def first_line(thing: object) -> str:
+        return (thing.__doc__ or "").strip().splitlines()[0]
+
+    nets = [
+        [name, kind, ", ".join(f"{key}={value}" for key, value in options.items())]
+        for name, (kind, options) in PRESETS.items()
+    ]
+    processes = [[name, first_line(type(make()))] for name, make in PROCESSES.items()]
+    rules = [
+        [name, "law" if entry.stochastic else f"order {entry.order}", f"{entry.calls} a step", entry.about]
+        for name, entry in RULES.items()
+    ]
+    return "\n\n".join(
+        [
+            columns("data (--data)", [[name, about] for name, about in FORMATS.items()]),
+            columns("networks (--net), their sizes and arguments (--net-options)", nets),
+            columns("processes (--process)", processes),
+            columns("targets (--target)", [[", ".join(TARGETS)]]),
+            columns("laws of training times (--times)", [[", ".join(TIMES)]]),
+            columns("weightings of the loss (--weighting)", [[", ".join(WEIGHTINGS)]]),
+            columns("grids (--grid)", [[name, first_line(make)] for name, make in GRIDS.items()]),
+            columns("rules (--rule): order or law, calls of the denoiser", rules),
+            columns("presets (--config)", [[", ".join(presets())]]),
+        ]
+    )
+
+
+def _describe(path: Path) -> str:
+    from ..train import load_model
+    from ..train.checkpoint import checkpoints, read_json
+
+    model, info = load_model(path)
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = [["network", f"{type(model.net).__name__}, {parameters / 1e6:.2f}M parameters"]]
+    rows.append(["denoiser", model.extra_repr()])
+    if info:
+        classes = ", ".join(info["class_names"]) or "none"
+        rows.append(["data", f"{info['data']}: {info['items']} images of {'x'.join(map(str, info['shape']))}"])
+        rows.append(["classes", classes])
+    metrics = path / "metrics.jsonl"
+    if metrics.exists():
+        rows += _progress(metrics)
+        rows.append(["checkpoints", ", ".join(kept.name for kept in checkpoints(path / "checkpoints"))])
+        starts = read_json(path / "command.json")
+        rows += [["started" if i == 0 else "again", f"{s['time']}  {s['command']}"] for i, s in enumerate(starts)]
+    return columns(str(path), rows)
+
+
+def _progress(metrics: Path) -> list[list[str]]:
+    """Where a run stands, from the last hundred lines of its record."""
+    import json
+
+    rows = []
+    for line in metrics.read_text().splitlines()[-100:]:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break  # cut short by a crash
+    if not rows:
+        return [["progress", "no update yet"]]
+    loss, rate = (sum(row[key] for row in rows) / len(rows) for key in ("loss", "images_per_second"))
+    return [
+        ["progress", f"step {rows[-1]['step']}, loss {loss:.4f}, {rate:.0f} images a second (last {len(rows)} updates)"]
+    ]

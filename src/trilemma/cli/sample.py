@@ -1,0 +1,221 @@
+"""``trilemma sample``: pictures, an array and a record of how they were made, from a trained run."""
+
+import json
+import sys
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "pick_labels", "run"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a trained run.
+
+    Writes grid.png, samples.npz (images as uint8, labels) and sample.json. Image i depends on --seed and i only, not on
+    --n, --batch or the device's number of threads.
+
+    Args:
+        path: a run, a checkpoint or a model folder.
+        config: a preset or a YAML file with any of these settings; flags override it.
+        n: number of images.
+        rule: how to step; `trilemma info` lists all rules.
+        steps: steps of the rule, each of one or more calls of the denoiser.
+        grid: how the steps are spread over time: uniform, trailing, karras, log_snr or shifted.
+        label: the classes to draw, by name or number, in turn; all of them without it; none for no class.
+        guidance: strength of classifier-free guidance; 1 is none, 0 ignores the label.
+        seed: of the noise.
+        out: folder to write into; `samples` in a new folder beside the checkpoints without it.
+        device: auto, cpu, cuda, cuda:1, mps.
+        batch: images at once.
+        precision: of the network: bf16, fp32, or auto for what is fast on the device.
+        ema: use the averaged weights.
+    """
+
+    path: Positional[str] = "runs/digits"
+    config: str | None = None
+    n: int = 64
+    rule: str = "dpmpp_2m"
+    steps: int = 20
+    grid: str = "log_snr"
+    label: tuple[str, ...] = ()
+    guidance: float = 1.0
+    seed: int = 0
+    out: str | None = None
+    device: str = "auto"
+    batch: int = 256
+    precision: str = "auto"
+    ema: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("n", "steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision={self.precision!r} is not auto, bf16 or fp32")
+
+
+COMMAND = Sample
+
+
+def run(settings: Sample) -> int:
+    """Draw samples; returns the exit status."""
+    import numpy as np
+    import torch
+
+    from .._names import lookup
+    from .._version import __version__
+    from ..data.pixels import save_picture, to_uint8
+    from ..denoise import CFG, Denoiser
+    from ..numerics.noise import Noise
+    from ..process import GRIDS
+    from ..sample import ProgressBar, get_rule, sample
+    from ..train import load_model
+
+    device = pick_device(settings.device)
+    rule = get_rule(settings.rule)
+    make_grid = lookup("grid", settings.grid, GRIDS)
+    model, info = load_model(settings.path, ema=settings.ema)
+    if "shape" not in info:
+        raise ValueError(f"{settings.path} does not say the shape of its images, so it was not trained by this program")
+    names = info["class_names"] if "label" in model.cond_keys else []
+    labels = pick_labels(settings.label, names, settings.n)
+    if settings.guidance != 1 and labels is None:
+        raise ValueError(f"guidance={settings.guidance:g} needs labels, and there are none here")
+    model.to(device)
+    denoiser: Denoiser = model if settings.guidance == 1 else CFG(model, settings.guidance)
+    grid = make_grid(model.process, settings.steps)
+    calls = Calls(model.net)
+    parts: list[Tensor] = []
+    start = time.perf_counter()
+    for index in torch.arange(settings.n).split(settings.batch):
+        cond = {} if labels is None else {"label": labels[index].to(device)}
+        with fast_numbers(device, settings.precision), ProgressBar(f"{settings.rule}, {len(index)} images") as bar:
+            x = sample(
+                denoiser,
+                (len(index), *info["shape"]),
+                grid,
+                rule,
+                seeds=Noise(settings.seed, settings.n).seeds[index],
+                hook=bar,
+                cond=cond,
+            )
+        parts.append(x.float().cpu())
+    seconds, used = time.perf_counter() - start, calls.stop()
+    images = torch.cat(parts)
+
+    out = Path(settings.out or _fresh(Path(settings.path) / "drawn"))
+    out.mkdir(parents=True, exist_ok=True)
+    save_picture(out / "grid.png", images, columns=len(names) if 1 < len(names) <= 20 and not settings.label else None)
+    arrays: dict[str, Any] = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays |= {"labels": labels.numpy(), "class_names": np.array(names)}
+    np.savez_compressed(out / "samples.npz", **arrays)
+    record = {
+        **asdict(settings),
+        "process": str(model.process),
+        "trained_on": info["data"],
+        "calls": used,
+        "seconds": round(seconds, 3),
+        "device": str(device),
+        "versions": {"trilemma": __version__, "torch": torch.__version__, "python": sys.version.split()[0]},
+    }
+    (out / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{settings.n} images in {seconds:.1f} s and {used} calls of the network: {out / 'grid.png'}")
+    return 0
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device of that name; for ``auto`` the fastest kind that is there.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={name!r} cannot be used here ({reason}); take auto or cpu") from None
+    return device
+
+
+def pick_labels(wanted: tuple[str, ...], names: list[str], n: int) -> "Tensor | None":
+    """Labels for ``n`` images: the wanted classes in turn, or all of them.
+
+    Args:
+        wanted: names or numbers of classes; ``("none",)`` for images without a label.
+        names: the classes of the model.
+        n: number of images.
+
+    Returns:
+        ``(n,)`` int64, -1 for no label; ``None`` if the model knows no classes.
+
+    Raises:
+        ValueError: a class that does not exist.
+
+    >>> pick_labels(("dog", "0"), ["cat", "dog"], 3)
+    tensor([1, 0, 1])
+    """
+    import torch
+
+    from .._names import unknown
+
+    if not names:
+        if wanted not in ((), ("none",)):
+            raise ValueError(f"label={' '.join(wanted)} was given, but this model knows no classes")
+        return None
+    numbers = {name: i for i, name in enumerate(names)}
+    numbers = {str(i): i for i in range(len(names))} | numbers | {"none": -1}
+    for name in wanted:
+        if name not in numbers:
+            raise unknown("class", name, [*names, "none"])
+    chosen = torch.tensor([numbers[name] for name in wanted] or list(range(len(names))))
+    return chosen[torch.arange(n) % len(chosen)]
+
+
+def fast_numbers(device: "torch.device", precision: str = "auto") -> AbstractContextManager[Any]:
+    """Autocast to bf16 where it is asked for, or where it pays."""
+    import torch
+
+    from ..nets import recommended_precision
+
+    chosen = recommended_precision(device) if precision == "auto" else precision
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bf16")
+
+
+class Calls:
+    """Counts the calls of a network from now on, until `stop`."""
+
+    def __init__(self, net: "torch.nn.Module") -> None:
+        self.calls = 0
+        self._handle = net.register_forward_pre_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.calls += 1
+
+    def stop(self) -> int:
+        """Stop counting; returns the count."""
+        self._handle.remove()
+        return self.calls
+
+
+def _fresh(folder: Path) -> Path:
+    """A folder that does not exist yet: this one, or with the first free number behind it."""
+    number = 1
+    while (candidate := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
+        number += 1
+    return candidate

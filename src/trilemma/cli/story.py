@@ -1,0 +1,304 @@
+"""The demo's report: its figures and pictures in the order in which one wants to see them."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .demo import Results
+from .report import Line, chart, figure, image, page, table, tiles
+from .study import Drawn
+
+__all__ = ["tell"]
+
+
+def tell(results: Results) -> str:
+    """The report as one HTML document."""
+    figures = results.figures
+    main = list(results.drawn.values())[:6]
+    body = [
+        "<h1>One denoiser, sampled in many ways</h1>",
+        f'<p class="lead">A network of {figures["model"]["parameters"] / 1e6:.2f} million weights learned to remove noise from '
+        f"{figures['data']['train']} real handwritten digits, in {figures['seconds']['training']:.0f} seconds. "
+        "Everything below comes from that one network.</p>",
+        _headline(figures),
+        "<h2>What was found</h2>",
+        "<ul>" + "".join(f"<li>{line}</li>" for line in _findings(results)) + "</ul>",
+        '<label class="switch"><input type="checkbox" id="smooth"> smooth the pixels (they are 8 by 8)</label>',
+        _samples(results, main[:3]),
+        _guidance(main[3:], results.pictures["labels"]),
+        _forward(results),
+        _reverse(results),
+        _cost(results),
+        _errors(figures),
+        _copies(results),
+        _table(figures),
+        _made(figures),
+    ]
+    return page("trilemma: one denoiser, sampled in many ways", body)
+
+
+def _headline(figures: dict[str, Any]) -> str:
+    chain, _, fast, _, _, guided = figures["methods"][:6]
+    floor = figures["floor"]["frechet_distance"]
+    return tiles(
+        [
+            (f"{guided['class_agreement']:.1%}", "of the samples at guidance 3 are the digit that was asked for"),
+            (
+                f"{chain['frechet_distance'] / floor:.2f} ×",
+                f"the Fréchet distance of real unseen digits, for DDPM with {chain['steps']} steps (1 is as good as real)",
+            ),
+            (
+                f"{chain['calls'] / fast['calls']:.0f} × fewer",
+                f"network calls with DPM-Solver++(2M), at {fast['frechet_distance'] / floor:.2f} × that distance",
+            ),
+            (
+                f"{figures['seconds']['training']:.0f} s",
+                f"of training on {figures['machine']['processors']} processors",
+            ),
+        ]
+    )
+
+
+def _findings(results: Results) -> list[str]:
+    """What the figures say, in sentences that depend on them."""
+    figures = results.figures
+    floor = figures["floor"]["frechet_distance"]
+    chain, ddim, fast, free, plain, guided = figures["methods"][:6]
+
+    def times(row: dict[str, Any]) -> str:
+        return f"{row['frechet_distance'] / floor:.2f} times the floor"
+
+    saved = chain["seconds"] / fast["seconds"]
+    ratio = fast["frechet_distance"] / chain["frechet_distance"]
+    verdict = "no worse than" if ratio <= 1.05 else "close to" if ratio <= 1.5 else "behind"
+    lines = [
+        f"<b>Speed.</b> DPM-Solver++(2M) with {fast['calls']} calls is {verdict} DDPM with {chain['calls']}: {times(fast)} "
+        f"against {times(chain)}, in {fast['seconds']:.1f} instead of {chain['seconds']:.1f} seconds ({saved:.0f} times faster). "
+        f"DDIM with {ddim['calls']} calls: {times(ddim)}.",
+        f"<b>Guidance.</b> From strength 1 to 3 the share of samples that show the digit asked for goes from "
+        f"{plain['class_agreement']:.1%} to {guided['class_agreement']:.1%}, and the Fréchet distance from "
+        f"{plain['frechet_distance']:.2f} to {guided['frechet_distance']:.2f}: "
+        + (
+            "guided digits are more typical and less varied than real ones."
+            if guided["frechet_distance"] > plain["frechet_distance"]
+            else "here guidance costs no variety."
+        )
+        + f" Strength 0 ignores the request: {free['class_agreement']:.1%}, where chance is 10%.",
+    ]
+    errors = figures["loss_by_noise"]
+    level, model, memory = max(
+        ((level, a, b) for (level, a), (_, b) in zip(errors["held_out"], errors["memory"])),
+        key=lambda row: row[2] - row[1],
+    )
+    lines.append(
+        f"<b>Learning, not remembering.</b> On digits it has never seen the network errs by {model:.3f} a pixel at log-SNR "
+        f"{level:.0f} (black to white is 2); the best that can be done there by remembering the training set is {memory:.3f}."
+    )
+    mine, usual = figures["copying"]["samples"], figures["copying"]["held_out"]
+    lines.append(
+        f"<b>Copies.</b> Half of the samples have a training digit within {mine:.3f} a pixel; for real unseen digits that is "
+        f"{usual:.3f}. "
+        + (
+            "Samples are about as far from the training set as new real digits are."
+            if mine > 0.8 * usual
+            else "Samples lie nearer to the training set than new real digits do: some of it was memorised."
+        )
+    )
+    if min(row["frechet_distance"] for row in (chain, ddim, fast)) < floor:
+        lines.append(
+            "<b>Below the floor?</b> Yes, that can be: the distance is measured to the training digits, which the network has "
+            "seen and the held-out digits have not. It says that samples follow the training digits closely, not that they "
+            "are better than real."
+        )
+    return lines
+
+
+def _by_class(images: Tensor, labels: Tensor, rows: int) -> Tensor:
+    """The first images of every class, one class a column."""
+    wanted = [images[labels == label][:rows] for label in range(10)]
+    rows = min(rows, *(len(found) for found in wanted))
+    return torch.stack([found[:rows] for found in wanted], 1).flatten(0, 1)
+
+
+def _card(result: Drawn, labels: Tensor, *, rows: int, scale: int) -> str:
+    note = (
+        f"{result.calls} calls, {result.seconds:.1f} s for {len(result.images)} images<br>"
+        f"Fréchet distance {result.frechet:.2f}, agreement {result.agreement.value:.1%}"
+    )
+    shown = image(_by_class(result.images, labels, rows), columns=10, scale=scale, alt=f"samples: {result.method.name}")
+    return figure(shown, result.method.name, note)
+
+
+def _samples(results: Results, methods: Sequence[Drawn]) -> str:
+    labels = results.pictures["labels"]
+    floor = results.figures["floor"]
+    real = figure(
+        image(_by_class(results.pictures["real"], labels, 6), columns=10, scale=5, alt="real digits"),
+        "Real digits, held out",
+        f"neither network has seen them<br>Fréchet distance {floor['frechet_distance']:.2f} (the floor), "
+        f"agreement {floor['classifier_accuracy']:.1%}",
+    )
+    cards = [_card(result, labels, rows=6, scale=5) for result in methods]
+    return (
+        "<h2>Samples</h2><p>One column a class, 0 to 9. The three samplers share the network and the seeds; DDIM and "
+        "DPM-Solver++ follow the same path from the same noise, so their digits are the same ones.</p>"
+        f'<div class="row">{real}{"".join(cards)}</div>'
+    )
+
+
+def _guidance(methods: Sequence[Drawn], labels: Tensor) -> str:
+    cards = "".join(_card(result, labels, rows=5, scale=5) for result in methods)
+    return (
+        "<h2>Guidance</h2><p>The same noise, three strengths. 0 ignores the class that was asked for, 1 is the conditional model "
+        f'as trained, 3 exaggerates what tells the class from the others.</p><div class="row">{cards}</div>'
+    )
+
+
+def _strip(images: Tensor, captions: Sequence[str], *, scale: int, alt: str) -> str:
+    """Rows of images with a caption under each column."""
+    columns, width = len(captions), (images.shape[-1] + 1) * scale
+    cells = "".join(f'<span style="width: {width}px">{escape(caption)}</span>' for caption in captions)
+    return image(images, columns=columns, scale=scale, alt=alt) + f'<div class="labels">{cells}</div>'
+
+
+def _levels(values: Sequence[float]) -> list[str]:
+    return ["clean" if value > 30 else "noise" if value < -30 else f"{value:+.1f}" for value in values]
+
+
+def _forward(results: Results) -> str:
+    captions = _levels(results.figures["levels"]["forward"])
+    return (
+        "<h2>Forward: how the digits are lost</h2><p>Real digits on the straight path to noise, x<sub>t</sub> = (1 − t) x + t ε. "
+        "Below each column its log-SNR. The network is trained on all of them at once: given x<sub>t</sub>, what was x?</p>"
+        + figure(
+            _strip(results.pictures["forward"], captions, scale=8, alt="digits under growing noise"), "Adding noise"
+        )
+    )
+
+
+def _reverse(results: Results) -> str:
+    states, guesses = results.pictures["states"], results.pictures["guesses"]
+    rows = torch.stack([states, guesses], 1).flatten(0, 2).clamp(-1, 1)
+    captions = _levels(results.figures["levels"]["reverse"])
+    return (
+        "<h2>Reverse: how new ones appear</h2><p>The digits 0 to 4, each in two rows: the state x<sub>t</sub>, and what the "
+        "network takes it for, E[x | x<sub>t</sub>]. At first the guess is the average digit of the class; details come as the "
+        "noise goes.</p>" + figure(_strip(rows, captions, scale=8, alt="from noise to digits"), "Removing noise")
+    )
+
+
+def _cost(results: Results) -> str:
+    floor = results.figures["floor"]["frechet_distance"]
+    names = {"ddpm": "ancestral (DDPM)", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
+    lines = []
+    for rule, name in names.items():
+        rows = [
+            m for m in results.figures["methods"] if m["rule"] == rule and m["guidance"] == 1 and m["grid"] == "log_snr"
+        ]
+        points = {m["calls"]: m["frechet_distance"] for m in rows}
+        lines.append(Line(name, sorted(points.items())))
+    calls = [x for line in lines for x, _ in line.points]
+    lines.append(Line("real digits: the floor", [(min(calls), floor), (max(calls), floor)], dashed=True, dots=False))
+    drawing = chart(
+        lines, x="calls of the network for a sample", y="Fréchet distance", log_x=True, log_y=True, width=760
+    )
+    return (
+        "<h2>Quality against cost</h2><p>The same network on the same time grid, with fewer and fewer calls. The order of a "
+        f"solver is what separates the lines on the left.</p>{figure(drawing, 'Fréchet distance, lower is better')}"
+    )
+
+
+def _errors(figures: dict[str, Any]) -> str:
+    errors = figures["loss_by_noise"]
+    lines = [
+        Line("network, held-out digits", errors["held_out"]),
+        Line("network, digits it was trained on", errors["seen"]),
+        Line("perfect memory of the training digits, held-out digits", errors["memory"]),
+    ]
+    by_noise = chart(
+        lines, x="log-SNR (noise on the left, clean on the right)", y="error a pixel (RMS)", y_zero=True, width=760
+    )
+    loss = figures["loss"]
+    size = max(1, len(loss) // 60)
+    means = [
+        (loss[min(i + size, len(loss)) - 1][0], sum(value for _, value in loss[i : i + size]) / len(loss[i : i + size]))
+        for i in range(0, len(loss), size)
+    ]
+    curve = chart([Line("training loss", means, dots=False)], x="update", y="loss", log_y=True, width=760, height=240)
+    return (
+        "<h2>The loss by noise level</h2><p>How far the network's E[x | x<sub>t</sub>] is from the truth. A gap between the "
+        "first two lines is over-fitting. The third is the exact answer for a world that holds only the training digits: better than "
+        "it on unseen digits is what learning means.</p>"
+        + figure(by_noise, "Denoising error by noise level")
+        + '<div class="row"></div>'
+        + figure(curve, "Training loss", f"means of {size} updates")
+    )
+
+
+def _copies(results: Results) -> str:
+    shown = list(results.drawn.values())[1].images[:20]
+    pairs = torch.stack([shown, results.pictures["nearest"][:20]]).flatten(0, 1)
+    mine, usual = (results.figures["copying"][key] for key in ("samples", "held_out"))
+    note = f"median distance {mine:.3f} a pixel; real unseen digits: {usual:.3f}"
+    return (
+        "<h2>New digits or copies?</h2><p>Samples of DDIM above, and below each one the training digit nearest to it.</p>"
+        + figure(
+            image(pairs, columns=20, scale=5, alt="samples and their nearest training digits"),
+            "Nearest training digits",
+            note,
+        )
+    )
+
+
+def _table(figures: dict[str, Any]) -> str:
+    floor = figures["floor"]
+    rows = [
+        [
+            "real digits, held out",
+            "",
+            "",
+            f"{floor['frechet_distance']:.3f}",
+            "1.00",
+            _share(floor["classifier_accuracy"], floor["classifier_accuracy_95"]),
+        ]
+    ]
+    for m in figures["methods"][:6]:
+        rows.append(
+            [
+                m["name"] + (f" ({m['rule']}, {m['steps']} steps)" if m["name"].startswith("guidance") else ""),
+                str(m["calls"]),
+                f"{m['seconds']:.2f}",
+                f"{m['frechet_distance']:.3f}",
+                f"{m['frechet_distance'] / floor['frechet_distance']:.2f}",
+                _share(m["class_agreement"], m["class_agreement_95"]),
+            ]
+        )
+    header = ["", "calls", "seconds", "Fréchet distance", "× floor", "class agreement (95%)"]
+    count = figures["data"]["held_out"]
+    return (
+        f"<h2>All figures</h2><p>{count} samples each, with the labels of the {count} held-out digits. Distances are between "
+        f"features of a small classifier trained on the same {figures['data']['train']} digits, samples against training digits; "
+        "they compare runs of this report, not papers.</p>" + table(header, rows, marked=[0])
+    )
+
+
+def _share(value: float, interval: Sequence[float]) -> str:
+    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
+
+def _made(figures: dict[str, Any]) -> str:
+    machine, seconds, settings = figures["machine"], figures["seconds"], figures["settings"]
+    lines = [
+        f"denoiser   {figures['model']['network']}, {figures['model']['parameters']:,} weights, {figures['model']['denoiser']}",
+        f"training   {settings['steps']} updates, {seconds['training']:.0f} s; classifier {seconds['classifier']:.0f} s; "
+        f"sampling and measuring {seconds['sampling']:.0f} s; whole command {seconds['whole_command']:.0f} s",
+        f"machine    {machine['device']}, {machine['architecture']}, {machine['processors']} processors, "
+        f"{machine['threads']} threads",
+        f"versions   trilemma {machine['trilemma']}, torch {machine['torch']}, python {machine['python']}",
+        f"command    trilemma demo --steps {settings['steps']} --chain {settings['chain']} --seed {settings['seed']}",
+        "data       Optical Recognition of Handwritten Digits (Alpaydin and Kaynak 1998), as shipped with scikit-learn",
+    ]
+    return f"<h2>How this was made</h2><pre>{escape(chr(10).join(lines))}</pre>"
