@@ -255,8 +255,9 @@ def test_resume_begins_at_the_beginning_and_passes_over_damage(tmp_path):
     again = mlp_trainer()
     with pytest.warns(UserWarning, match="step_00000004"):
         again.resume(tmp_path)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_00000002"]  # no damaged one counts as one to keep
     assert losses(again, 4) == whole[2:4]
-    again.save(tmp_path)  # over the damaged one
+    again.save(tmp_path, keep=1)
     last = mlp_trainer()
     assert last.resume(tmp_path).name == "step_00000004"
     assert losses(last) == whole[4:]
@@ -295,6 +296,8 @@ def test_a_run_folder_tells_what_was_done_and_is_a_model(tmp_path):
         assert torch.equal(load_model(path, ema=1)[0](x, t, label=label).mean, averaged(x, t, label=label).mean)
     trainer.model.eval()
     assert torch.equal(load_model(path, ema=False)[0](x, t, label=label).mean, trainer.model(x, t, label=label).mean)
+    with pytest.raises(ValueError, match=r"no ema\.2\.safetensors"):
+        load_model(path, ema=2)
     assert info["ema"] == ["power:0.1", "exponential:0.9"]
     for folder in checkpoints(path / "checkpoints"):
         (folder / "ema.safetensors").write_bytes(b"")

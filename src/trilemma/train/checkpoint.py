@@ -56,7 +56,7 @@ class CorruptError(RuntimeError):
 
 def write_file(path: Path, content: Content) -> None:
     """Write tensors or JSON so that ``path`` holds either what it held before or all of the new content."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}")
     _write(temporary, content, tensors=path.suffix == ".safetensors")
     os.replace(temporary, path)
     _flush(path.parent)
@@ -233,11 +233,14 @@ def newest(folder: Path, read: Callable[[Path], T]) -> T:
 
 
 def _load(folder: Path, ema: bool | int, net: nn.Module | None) -> tuple[Preconditioned, dict[str, Any]]:
-    index = 0 if ema is True else None if ema is False else ema
-    name = "model.safetensors" if index is None else average_name(index)
-    if ema is True and not (folder / name).exists():
+    manifest = folder / MANIFEST
+    there = set(read_json(manifest)) if manifest.exists() else {path.name for path in folder.iterdir()}
+    name = "model.safetensors" if ema is False else average_name(int(ema) if ema is not True else 0)
+    if name not in there:
+        if ema is not True:
+            raise ValueError(f"{folder} holds no {name}; it has: {', '.join(sorted(there))}")
         name = "model.safetensors"
-    if (folder / MANIFEST).exists():
+    if manifest.exists():
         verify(folder, ("config.json", name))
     config = read_json(folder / "config.json")
     if net is None:

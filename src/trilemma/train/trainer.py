@@ -266,12 +266,10 @@ class Trainer:
         largest = float(x.abs().max())
         if not largest < 30:
             cause = f"the items of this batch reach {largest:g}, model units are about [-1, 1]"
-        elif finite or self.step < self.config.warmup:
-            cause = f"the learning rate {self.config.learning_rate(self.step):g} is too high"
         else:
-            cause = f"the learning rate {self.config.learning_rate(self.step):g} is too high" + (
-                ", or bf16 is too coarse for this network (try precision='fp32')" if self._bf16 else ""
-            )
+            cause = f"the learning rate {self.config.learning_rate(self.step):g} is too high"
+            if self._bf16 and not finite:
+                cause += ", or bf16 is too coarse for this network (precision='fp32' tells)"
         raise DivergedError(
             f"training diverged at step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}"
             + (f", mean error {before:.4g} before" if before is not None else "")
@@ -292,7 +290,7 @@ class Trainer:
         Args:
             index: which of ``config.ema``; without any average the weights stay as they are.
 
-        Cost: three copies of the weights' values on the way in and on the way out, and no memory beyond one tensor.
+        Cost: three copies of the weights on the way in and on the way out.
         """
         parameters = dict(self.model.named_parameters()) if self.config.ema else {}
         training = self.model.training
@@ -318,6 +316,8 @@ class Trainer:
         Returns:
             Its path. What is saved does not depend on how many processes shared the run.
         """
+        if keep < 1:
+            raise ValueError(f"keep={keep} would delete the checkpoint at once; keep at least 1")
         folder = Path(folder)
         path = folder / f"step_{self.step:08d}"
         parameters = dict(self.model.named_parameters())
@@ -339,7 +339,7 @@ class Trainer:
         return path
 
     def resume(self, folder: Path | str) -> Path | None:
-        """Go on from the newest intact checkpoint in a folder.
+        """Go on from the newest intact checkpoint in a folder, and delete the damaged ones after it.
 
         Returns:
             Its path; ``None`` if there is none yet, and the run begins at the beginning.
@@ -349,7 +349,15 @@ class Trainer:
             ValueError: the checkpoint belongs to another run: seed, batch, data or averages differ.
         """
         folder = Path(folder)
-        return checkpoint.newest(folder, self._restore) if checkpoint.checkpoints(folder) else None
+        found = checkpoint.checkpoints(folder)
+        if not found:
+            return None
+        path = checkpoint.newest(folder, self._restore)
+        self.world.barrier()  # everybody has read
+        if self.world.main:
+            for damaged in found[: found.index(path)]:
+                checkpoint.remove(damaged)
+        return path
 
     def _moments(self, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in parameters.items():
