@@ -28,7 +28,7 @@ class Demo:
         out: folder of the run and of the report.
         steps: updates of the denoiser.
         chain: steps of ancestral sampling (DDPM).
-        n: samples by each method, and real digits that they are compared with; at most 297.
+        n: samples by each method, and real digits that they are compared with; 20 to 297.
         classifier_steps: updates of the classifier that judges the samples.
         seed: of everything.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -46,8 +46,8 @@ class Demo:
         for name in ("steps", "chain", "classifier_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 2 <= self.n <= 297:
-            raise ValueError(f"n={self.n} must lie between 2 and 297, the number of digits held out")
+        if not 20 <= self.n <= 297:
+            raise ValueError(f"n={self.n} must lie between 20 (every class is there) and 297 (all that are held out)")
 
 
 COMMAND = Demo
@@ -134,7 +134,7 @@ def _study(settings: Demo, trainer: Any, train: Any, held_out: Any) -> Results:
         each = torch.arange(10)
         first = torch.stack([held_out.model_units()[held_out.labels == label][0] for label in each])
         times = [i / 10 for i in range(11)]
-        states, guesses, moments = reverse_pictures(model, each[:5], shape=shape, columns=11, seed=settings.seed)
+        states, guesses, moments = reverse_pictures(model, each[2:6], shape=shape, columns=11, seed=settings.seed)
         levels = [float(level) for level in range(-8, 11)]
         errors = denoising_errors(model, train, held_out, levels, seed=settings.seed)
         log_snr = model.process.log_snr

@@ -1,5 +1,6 @@
 """``trilemma info``: what there is to choose from, or what a run is."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,8 @@ def _list() -> str:
     from .config import presets
 
     def first_line(thing: object) -> str:
-        return (thing.__doc__ or "").strip().splitlines()[0]
+        line = (thing.__doc__ or "").strip().splitlines()[0]
+        return re.sub(r":\w+:`~?([^`]*)`", r"\1", line)
 
     nets = [
         [name, kind, ", ".join(f"{key}={value}" for key, value in options.items())]

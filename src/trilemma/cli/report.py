@@ -31,11 +31,12 @@ p { max-width: 72ch; margin: 6px 0 14px; }
 .tile b { display: block; font-size: 28px; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: 14px; line-height: 1.35; display: block; margin-top: 4px; }
 .row { display: flex; flex-wrap: wrap; gap: 16px; align-items: flex-start; margin: 16px 0; }
-figure { margin: 0; padding: 12px; max-width: 100%; overflow-x: auto; }
+figure { margin: 0 0 16px; padding: 12px; width: fit-content; max-width: 100%; overflow-x: auto; }
+.row figure { margin: 0; }
 figcaption { font-size: 14px; color: var(--soft); margin-bottom: 8px; line-height: 1.4; }
 figcaption b { color: var(--ink); font-size: 15px; display: block; }
 img { display: block; image-rendering: pixelated; max-width: none; border-radius: 3px; }
-body:has(#smooth:checked) img { image-rendering: auto; }
+body:not(:has(#raw:checked)) img.smooth { image-rendering: auto; }
 .labels { display: flex; font-size: 12px; color: var(--soft); font-variant-numeric: tabular-nums; }
 .labels span { text-align: center; }
 .switch { font-size: 14px; color: var(--soft); display: inline-flex; gap: 8px; align-items: center; cursor: pointer; }
@@ -70,21 +71,23 @@ def page(title: str, body: Sequence[str]) -> str:
     )
 
 
-def image(images: Tensor, *, columns: int, scale: int, gap: int = 1, alt: str = "") -> str:
-    """Small images on one grid, shown enlarged by a whole factor so that pixels stay square.
+def image(images: Tensor, *, columns: int, scale: int, gap: int = 1, smooth: bool = False, alt: str = "") -> str:
+    """Small images on one grid, stored as they are and enlarged by the browser by a whole factor.
 
     Args:
         images: ``(N, C, H, W)`` in model units.
         columns: images a row.
         scale: screen pixels for one pixel.
         gap: pixels between images.
+        smooth: let the browser interpolate, unless the reader asks for the pixels (a box with the id ``raw``).
         alt: what to read where pictures are not shown.
     """
     sheet = picture(images, columns=columns, gap=gap, background=60)
     height, width = sheet.shape[:2]
     data = base64.b64encode(png(sheet)).decode()
     size = f'width="{width * scale}" height="{height * scale}"'
-    return f'<img {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+    kind = ' class="smooth"' if smooth else ""
+    return f'<img{kind} {size} alt="{escape(alt)}" src="data:image/png;base64,{data}">'
 
 
 def figure(content: str, title: str, note: str = "") -> str:

@@ -1,5 +1,6 @@
 """The demo's report: its figures and pictures in the order in which one wants to see them."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -12,6 +13,8 @@ from .report import Line, chart, figure, image, page, table, tiles
 from .study import Drawn
 
 __all__ = ["tell"]
+
+_SOLVERS = {"ddpm": "ancestral (DDPM)", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
 
 
 def tell(results: Results) -> str:
@@ -26,7 +29,7 @@ def tell(results: Results) -> str:
         _headline(figures),
         "<h2>What was found</h2>",
         "<ul>" + "".join(f"<li>{line}</li>" for line in _findings(results)) + "</ul>",
-        '<label class="switch"><input type="checkbox" id="smooth"> smooth the pixels (they are 8 by 8)</label>',
+        '<label class="switch"><input type="checkbox" id="raw"> show samples as they are, 8 by 8, not smoothed</label>',
         _samples(results, main[:3]),
         _guidance(main[3:], results.pictures["labels"]),
         _forward(results),
@@ -77,7 +80,7 @@ def _findings(results: Results) -> list[str]:
     lines = [
         f"<b>Speed.</b> DPM-Solver++(2M) with {fast['calls']} calls is {verdict} DDPM with {chain['calls']}: {times(fast)} "
         f"against {times(chain)}, in {fast['seconds']:.1f} instead of {chain['seconds']:.1f} seconds ({saved:.0f} times faster). "
-        f"DDIM with {ddim['calls']} calls: {times(ddim)}.",
+        f"DDIM with {ddim['calls']} calls: {times(ddim)}. {_fewest(figures)}",
         f"<b>Guidance.</b> From strength 1 to 3 the share of samples that show the digit asked for goes from "
         f"{plain['class_agreement']:.1%} to {guided['class_agreement']:.1%}, and the Fréchet distance from "
         f"{plain['frechet_distance']:.2f} to {guided['frechet_distance']:.2f}: "
@@ -89,13 +92,12 @@ def _findings(results: Results) -> list[str]:
         + f" Strength 0 ignores the request: {free['class_agreement']:.1%}, where chance is 10%.",
     ]
     errors = figures["loss_by_noise"]
-    level, model, memory = max(
-        ((level, a, b) for (level, a), (_, b) in zip(errors["held_out"], errors["memory"])),
-        key=lambda row: row[2] - row[1],
-    )
+    level, model = min(errors["held_out"], key=lambda row: abs(row[0] - 2))
+    memory, blank = dict(errors["memory"])[level], errors["held_out"][0][1]
     lines.append(
-        f"<b>Learning, not remembering.</b> On digits it has never seen the network errs by {model:.3f} a pixel at log-SNR "
-        f"{level:.0f} (black to white is 2); the best that can be done there by remembering the training set is {memory:.3f}."
+        f"<b>{'Learning, not remembering' if model < memory else 'Remembering, not learning'}.</b> Shown digits it has never "
+        f"seen, under noise of log-SNR {level:.0f}, the network errs by {model:.3f} a pixel, where black to white is 2; "
+        f"the best that can be done by remembering the training set is {memory:.3f}, and with nothing but the class {blank:.3f}."
     )
     mine, usual = figures["copying"]["samples"], figures["copying"]["held_out"]
     lines.append(
@@ -116,32 +118,52 @@ def _findings(results: Results) -> list[str]:
     return lines
 
 
+def _fewest(figures: dict[str, Any]) -> str:
+    """How many calls each solver needs to be as near to the training digits as real ones are."""
+    found = []
+    for rule, name in _SOLVERS.items():
+        calls = [calls for calls, distance in _sweep(figures, rule) if distance <= figures["floor"]["frechet_distance"]]
+        found.append(f"{name} {min(calls) if calls else 'more than 50'}")
+    return f"Calls needed to reach the floor: {', '.join(found)}."
+
+
+def _sweep(figures: dict[str, Any], rule: str) -> list[tuple[int, float]]:
+    """Calls and Frechet distance of one solver on the common grid, without guidance."""
+    rows = [m for m in figures["methods"] if (m["rule"], m["guidance"], m["grid"]) == (rule, 1, "log_snr")]
+    return sorted({m["calls"]: m["frechet_distance"] for m in rows}.items())
+
+
 def _by_class(images: Tensor, labels: Tensor, rows: int) -> Tensor:
-    """The first images of every class, one class a column."""
-    wanted = [images[labels == label][:rows] for label in range(10)]
-    rows = min(rows, *(len(found) for found in wanted))
-    return torch.stack([found[:rows] for found in wanted], 1).flatten(0, 1)
+    """The first images of every class, one class a column; a class with too few begins again."""
+    picked = []
+    for label in range(10):
+        mine = images[labels == label]
+        picked.append(mine[torch.arange(rows) % len(mine)])
+    return torch.stack(picked, 1).flatten(0, 1)
 
 
-def _card(result: Drawn, labels: Tensor, *, rows: int, scale: int) -> str:
-    note = (
+def _note(result: Drawn) -> str:
+    return (
         f"{result.calls} calls, {result.seconds:.1f} s for {len(result.images)} images<br>"
         f"Fréchet distance {result.frechet:.2f}, agreement {result.agreement.value:.1%}"
     )
-    shown = image(_by_class(result.images, labels, rows), columns=10, scale=scale, alt=f"samples: {result.method.name}")
-    return figure(shown, result.method.name, note)
 
 
 def _samples(results: Results, methods: Sequence[Drawn]) -> str:
     labels = results.pictures["labels"]
     floor = results.figures["floor"]
     real = figure(
-        image(_by_class(results.pictures["real"], labels, 6), columns=10, scale=5, alt="real digits"),
+        image(_by_class(results.pictures["real"], labels, 6), columns=10, scale=5, smooth=True, alt="real digits"),
         "Real digits, held out",
         f"neither network has seen them<br>Fréchet distance {floor['frechet_distance']:.2f} (the floor), "
         f"agreement {floor['classifier_accuracy']:.1%}",
     )
-    cards = [_card(result, labels, rows=6, scale=5) for result in methods]
+    cards = []
+    for result in methods:
+        shown = image(
+            _by_class(result.images, labels, 6), columns=10, scale=5, smooth=True, alt=f"samples: {result.method.name}"
+        )
+        cards.append(figure(shown, result.method.name, _note(result)))
     return (
         "<h2>Samples</h2><p>One column a class, 0 to 9. The three samplers share the network and the seeds; DDIM and "
         "DPM-Solver++ follow the same path from the same noise, so their digits are the same ones.</p>"
@@ -150,10 +172,20 @@ def _samples(results: Results, methods: Sequence[Drawn]) -> str:
 
 
 def _guidance(methods: Sequence[Drawn], labels: Tensor) -> str:
-    cards = "".join(_card(result, labels, rows=5, scale=5) for result in methods)
+    strips = []
+    for result in methods:
+        pairs = _by_class(result.images, labels, 4).unflatten(0, (2, 2, 10)).transpose(1, 2).flatten(0, 2)
+        strips.append(
+            figure(
+                image(pairs, columns=20, scale=5, smooth=True, alt=result.method.name),
+                result.method.name,
+                _note(result),
+            )
+        )
     return (
-        "<h2>Guidance</h2><p>The same noise, three strengths. 0 ignores the class that was asked for, 1 is the conditional model "
-        f'as trained, 3 exaggerates what tells the class from the others.</p><div class="row">{cards}</div>'
+        "<h2>Guidance</h2><p>The same noise, three strengths; two columns a class. 0 ignores the class that was asked for, 1 is "
+        "the conditional model as trained, 3 exaggerates what tells the class from the others.</p>"
+        f'<div class="row">{"".join(strips)}</div>'
     )
 
 
@@ -174,7 +206,7 @@ def _forward(results: Results) -> str:
         "<h2>Forward: how the digits are lost</h2><p>Real digits on the straight path to noise, x<sub>t</sub> = (1 − t) x + t ε. "
         "Below each column its log-SNR. The network is trained on all of them at once: given x<sub>t</sub>, what was x?</p>"
         + figure(
-            _strip(results.pictures["forward"], captions, scale=8, alt="digits under growing noise"), "Adding noise"
+            _strip(results.pictures["forward"], captions, scale=9, alt="digits under growing noise"), "Adding noise"
         )
     )
 
@@ -184,22 +216,15 @@ def _reverse(results: Results) -> str:
     rows = torch.stack([states, guesses], 1).flatten(0, 2).clamp(-1, 1)
     captions = _levels(results.figures["levels"]["reverse"])
     return (
-        "<h2>Reverse: how new ones appear</h2><p>The digits 0 to 4, each in two rows: the state x<sub>t</sub>, and what the "
+        "<h2>Reverse: how new ones appear</h2><p>The digits 2 to 5, each in two rows: the state x<sub>t</sub>, and what the "
         "network takes it for, E[x | x<sub>t</sub>]. At first the guess is the average digit of the class; details come as the "
-        "noise goes.</p>" + figure(_strip(rows, captions, scale=8, alt="from noise to digits"), "Removing noise")
+        "noise goes.</p>" + figure(_strip(rows, captions, scale=9, alt="from noise to digits"), "Removing noise")
     )
 
 
 def _cost(results: Results) -> str:
     floor = results.figures["floor"]["frechet_distance"]
-    names = {"ddpm": "ancestral (DDPM)", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
-    lines = []
-    for rule, name in names.items():
-        rows = [
-            m for m in results.figures["methods"] if m["rule"] == rule and m["guidance"] == 1 and m["grid"] == "log_snr"
-        ]
-        points = {m["calls"]: m["frechet_distance"] for m in rows}
-        lines.append(Line(name, sorted(points.items())))
+    lines = [Line(name, _sweep(results.figures, rule)) for rule, name in _SOLVERS.items()]
     calls = [x for line in lines for x, _ in line.points]
     lines.append(Line("real digits: the floor", [(min(calls), floor), (max(calls), floor)], dashed=True, dots=False))
     drawing = chart(
@@ -217,6 +242,7 @@ def _errors(figures: dict[str, Any]) -> str:
         Line("network, held-out digits", errors["held_out"]),
         Line("network, digits it was trained on", errors["seen"]),
         Line("perfect memory of the training digits, held-out digits", errors["memory"]),
+        Line("no denoiser: the noise left in", _noise_left(errors["held_out"]), dashed=True, dots=False),
     ]
     by_noise = chart(
         lines, x="log-SNR (noise on the left, clean on the right)", y="error a pixel (RMS)", y_zero=True, width=760
@@ -230,12 +256,17 @@ def _errors(figures: dict[str, Any]) -> str:
     curve = chart([Line("training loss", means, dots=False)], x="update", y="loss", log_y=True, width=760, height=240)
     return (
         "<h2>The loss by noise level</h2><p>How far the network's E[x | x<sub>t</sub>] is from the truth. A gap between the "
-        "first two lines is over-fitting. The third is the exact answer for a world that holds only the training digits: better than "
-        "it on unseen digits is what learning means.</p>"
+        "first two lines is over-fitting. The third is the exact answer for a world that holds only the training digits: to be "
+        "better than it on unseen digits is what learning means.</p>"
         + figure(by_noise, "Denoising error by noise level")
-        + '<div class="row"></div>'
         + figure(curve, "Training loss", f"means of {size} updates")
     )
+
+
+def _noise_left(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The error of x_t / alpha, which is sigma / alpha, as far as it fits the chart."""
+    top = max(error for _, error in rows)
+    return [(level, math.exp(-level / 2)) for level, _ in rows if math.exp(-level / 2) < 1.1 * top]
 
 
 def _copies(results: Results) -> str:
@@ -246,7 +277,7 @@ def _copies(results: Results) -> str:
     return (
         "<h2>New digits or copies?</h2><p>Samples of DDIM above, and below each one the training digit nearest to it.</p>"
         + figure(
-            image(pairs, columns=20, scale=5, alt="samples and their nearest training digits"),
+            image(pairs, columns=20, scale=5, smooth=True, alt="samples and their nearest training digits"),
             "Nearest training digits",
             note,
         )
