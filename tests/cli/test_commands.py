@@ -223,6 +223,7 @@ def test_training_without_labels_and_on_a_folder(tmp_path, capsys):
     assert main(["sample", str(tmp_path / "plain"), "--n", "2", "--steps", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     words = ["train", "--out", str(out), *TINY, "--steps", "100000", "--save-every", "100000", "--sample-every", "0"]
@@ -243,6 +244,7 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
 # ---------------------------------------------------------------- the demo
 
 
+@pytest.mark.slow
 def test_demo_writes_a_report_that_is_whole_and_self_contained(tmp_path, capsys):
     out = tmp_path / "demo"
     words = ["demo", "--out", str(out), "--steps", "2", "--chain", "3", "--classifier-steps", "2", "--n", "20"]
@@ -255,11 +257,10 @@ def test_demo_writes_a_report_that_is_whole_and_self_contained(tmp_path, capsys)
     assert "http" not in page
     assert "<script" not in page
     figures = json.loads((out / "report.json").read_text())
-    calls = {m["name"]: m["calls"] for m in figures["methods"]}
-    assert (calls["DDPM, 3 steps"], calls["DDIM, 50 steps"], calls["DPM-Solver++(2M), 10 steps"]) == (3, 50, 10)
-    assert (calls["guidance 0"], calls["guidance 1"], calls["guidance 3"]) == (20, 20, 40)
+    calls = {key: m["calls"] for key, m in figures["methods"].items()}
+    assert calls == {"ddpm": 3, "ddim": 50, "dpmpp_2m": 10, "guidance_0": 20, "guidance_1": 20, "guidance_3": 40}
     assert figures["floor"]["frechet_distance"] > 0
-    assert len(list((out / "samples").glob("*.png"))) >= 6
+    assert {path.stem for path in (out / "samples").glob("*.png")} >= set(calls)
     capsys.readouterr()
     assert main(words) == 0  # again: nothing is trained twice
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 2

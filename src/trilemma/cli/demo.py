@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._version import __version__
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .study import Drawn
+    from ..data import DataSet
+    from ..train import Trainer
+    from .study import Drawn, Method
 
 __all__ = ["COMMAND", "Demo", "Results", "run"]
 
@@ -35,7 +39,7 @@ class Demo:
     """
 
     out: str = "runs/demo"
-    steps: int = 1500
+    steps: int = 1200
     chain: int = 1000
     n: int = 297
     classifier_steps: int = 300
@@ -59,7 +63,7 @@ class Results:
 
     Args:
         figures: every number, as JSON data.
-        drawn: the samples of each method by its name.
+        drawn: the samples of each method by its key.
         pictures: the other pictures by name.
     """
 
@@ -98,74 +102,85 @@ def run(settings: Demo) -> int:
     return 0
 
 
-def _study(settings: Demo, trainer: Any, train: Any, held_out: Any) -> Results:
+def _methods(chain: int) -> "dict[str, Method]":
+    """What the report compares, by the key that its figures have in report.json."""
+    from .study import Method
+
+    return {
+        "ddpm": Method(f"DDPM, {chain} steps", "ddpm", chain, "uniform"),
+        "ddim": Method("DDIM, 50 steps", "ddim", 50),
+        "dpmpp_2m": Method("DPM-Solver++(2M), 10 steps", "dpmpp_2m", 10),
+        "guidance_0": Method("Guidance 0", "dpmpp_2m", 20, guidance=0.0),
+        "guidance_1": Method("Guidance 1", "dpmpp_2m", 20),
+        "guidance_3": Method("Guidance 3", "dpmpp_2m", 20, guidance=3.0),
+    }
+
+
+def _study(settings: Demo, trainer: "Trainer", train: "DataSet", held_out: "DataSet") -> Results:
+    """Everything that the report shows, from a trained denoiser."""
     import torch
 
-    from .._version import __version__
     from ..evaluate import train_classifier
     from .study import Judge, Method, copying, denoising_errors, draw, forward_pictures, reverse_pictures
 
     start = time.perf_counter()
     print("\nteaching a classifier the same digits, to judge the samples")
+    assert train.labels is not None
+    assert held_out.labels is not None
     classifier = train_classifier(
-        train.images, train.labels, classes=10, steps=settings.classifier_steps, seed=settings.seed
+        train.images, train.labels, classes=train.classes, steps=settings.classifier_steps, seed=settings.seed
     )
     judge = Judge(classifier, train, held_out)
     judging = time.perf_counter() - start
 
     start = time.perf_counter()
-    shape, labels = train.shape, held_out.labels
-    methods = [
-        Method(f"DDPM, {settings.chain} steps", "ddpm", settings.chain, "uniform"),
-        Method("DDIM, 50 steps", "ddim", 50),
-        Method("DPM-Solver++(2M), 10 steps", "dpmpp_2m", 10),
-        Method("guidance 0", "dpmpp_2m", 20, guidance=0.0),
-        Method("guidance 1", "dpmpp_2m", 20),
-        Method("guidance 3", "dpmpp_2m", 20, guidance=3.0),
-    ]
-    for rule in ("ddpm", "ddim", "dpmpp_2m"):
-        methods += [Method(f"{rule} {steps}", rule, steps) for steps in (3, 5, 7, 10, 20, 50)]
+    seed, shape, labels = settings.seed, train.shape, held_out.labels
+    drawn, sweep = {}, []
     with trainer.averaged() as model:
-        drawn = {}
-        for method in methods:
-            drawn[method.name] = draw(model, method, labels, judge, shape=shape, seed=settings.seed)
-            if len(drawn) <= 6:
-                _line(drawn[method.name], judge.floor)
-        each = torch.arange(10)
-        first = torch.stack([held_out.model_units()[held_out.labels == label][0] for label in each])
+        for key, method in _methods(settings.chain).items():
+            drawn[key] = draw(model, method, labels, judge, shape=shape, seed=seed)
+            _line(drawn[key], judge.floor)
+        for rule in ("ddpm", "ddim", "dpmpp_2m"):
+            for steps in (3, 5, 7, 10, 20, 50):
+                sweep.append(
+                    draw(model, Method(f"{rule}, {steps} steps", rule, steps), labels, judge, shape=shape, seed=seed)
+                )
         times = [i / 10 for i in range(11)]
-        states, guesses, moments = reverse_pictures(model, each[2:6], shape=shape, columns=11, seed=settings.seed)
-        levels = [float(level) for level in range(-8, 11)]
-        errors = denoising_errors(model, train, held_out, levels, seed=settings.seed)
-        log_snr = model.process.log_snr
-        forward_levels, reverse_levels = (
-            log_snr(torch.tensor(ts, dtype=torch.float64)).tolist() for ts in (times, moments)
-        )
+        some = torch.stack([held_out.images[labels == label][0] for label in (0, 2, 3, 5, 8)])
+        states, guesses, moments = reverse_pictures(model, torch.arange(2, 6), shape=shape, columns=11, seed=seed)
         pictures = {
-            "forward": forward_pictures(model, first[[0, 2, 3, 5, 8]], times, seed=settings.seed),
+            "real": held_out.images,
+            "labels": labels,
+            "forward": forward_pictures(model, some, times, seed=seed),
             "states": states,
             "guesses": guesses,
         }
-        parameters = sum(p.numel() for p in model.net.parameters())
-        described = model.extra_repr()
-    samples = drawn[methods[1].name].images
-    distance, usual, nearest = copying(samples, train.model_units(), held_out.model_units())
-    pictures |= {"real": held_out.images, "labels": labels, "nearest": nearest}
-
+        errors = denoising_errors(model, train, held_out, [float(level) for level in range(-8, 11)], seed=seed)
+        levels = {
+            name: model.process.log_snr(torch.tensor(ts, dtype=torch.float64)).tolist()
+            for name, ts in {"forward": times, "reverse": moments}.items()
+        }
+    distance, usual, pictures["nearest"] = copying(drawn["ddim"].images, train.images, held_out.images)
     rows = [json.loads(line) for line in (Path(settings.out) / "metrics.jsonl").read_text().splitlines()]
-    figures: dict[str, Any] = {
+    figures = {
         "settings": asdict(settings),
         "data": {"source": "scikit-learn digits", "train": len(train), "held_out": len(held_out)},
-        "model": {"network": "UNet", "parameters": parameters, "denoiser": described},
+        "model": {
+            "network": type(trainer.model.net).__name__,
+            "parameters": sum(p.numel() for p in trainer.model.net.parameters()),
+            "denoiser": trainer.model.extra_repr(),
+            "updates": trainer.step,
+        },
         "floor": {
             "frechet_distance": judge.floor,
-            "classifier_accuracy": judge.accuracy.value,
-            "classifier_accuracy_95": judge.accuracy.interval(),
+            "class_agreement": judge.accuracy.value,
+            "class_agreement_95": judge.accuracy.interval(),
         },
-        "methods": [result.record() for result in drawn.values()],
+        "methods": {key: result.record() for key, result in drawn.items()},
+        "sweep": [result.record() for result in sweep],
         "loss": [(row["step"], row["loss"]) for row in rows],
         "loss_by_noise": errors,
-        "levels": {"forward": forward_levels, "reverse": reverse_levels},
+        "log_snr": levels,
         "copying": {"samples": distance, "held_out": usual},
         "seconds": {
             "training": round(sum(row["seconds"] for row in rows), 1),
@@ -198,17 +213,14 @@ def _write(out: Path, results: Results) -> None:
     from ..data.pixels import save_picture
 
     (out / "report.json").write_text(json.dumps(results.figures, indent=1) + "\n")
-    folder = out / "samples"
-    folder.mkdir(exist_ok=True)
-    for name, result in list(results.drawn.items())[:6]:
-        plain = "".join(c if c.isalnum() else "-" for c in name.lower())
-        save_picture(folder / f"{plain}.png", result.images[:100], columns=10, scale=6)
+    for key, result in results.drawn.items():
+        save_picture(out / "samples" / f"{key}.png", result.images[:100], columns=10)
 
 
 def _summary(out: Path, results: Results) -> None:
     figures = results.figures
     floor = figures["floor"]["frechet_distance"]
-    chain, guided = figures["methods"][0], figures["methods"][5]
+    chain, guided = figures["methods"]["ddpm"], figures["methods"]["guidance_3"]
     print(
         f"\nDDPM: Frechet distance {chain['frechet_distance'] / floor:.2f} x that of real held-out digits; "
         f"guidance 3: {guided['class_agreement']:.1%} of the samples are the digit asked for"

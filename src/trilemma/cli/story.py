@@ -20,7 +20,6 @@ _SOLVERS = {"ddpm": "ancestral (DDPM)", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver+
 def tell(results: Results) -> str:
     """The report as one HTML document."""
     figures = results.figures
-    main = list(results.drawn.values())[:6]
     body = [
         "<h1>One denoiser, sampled in many ways</h1>",
         f'<p class="lead">A network of {figures["model"]["parameters"] / 1e6:.2f} million weights learned to remove noise from '
@@ -30,8 +29,8 @@ def tell(results: Results) -> str:
         "<h2>What was found</h2>",
         "<ul>" + "".join(f"<li>{line}</li>" for line in _findings(results)) + "</ul>",
         '<label class="switch"><input type="checkbox" id="raw"> show samples as they are, 8 by 8, not smoothed</label>',
-        _samples(results, main[:3]),
-        _guidance(main[3:], results.pictures["labels"]),
+        _samples(results),
+        _guidance(results),
         _forward(results),
         _reverse(results),
         _cost(results),
@@ -44,7 +43,7 @@ def tell(results: Results) -> str:
 
 
 def _headline(figures: dict[str, Any]) -> str:
-    chain, _, fast, _, _, guided = figures["methods"][:6]
+    chain, fast, guided = (figures["methods"][key] for key in ("ddpm", "dpmpp_2m", "guidance_3"))
     floor = figures["floor"]["frechet_distance"]
     return tiles(
         [
@@ -69,7 +68,7 @@ def _findings(results: Results) -> list[str]:
     """What the figures say, in sentences that depend on them."""
     figures = results.figures
     floor = figures["floor"]["frechet_distance"]
-    chain, ddim, fast, free, plain, guided = figures["methods"][:6]
+    chain, ddim, fast, free, plain, guided = figures["methods"].values()
 
     def times(row: dict[str, Any]) -> str:
         return f"{row['frechet_distance'] / floor:.2f} times the floor"
@@ -128,9 +127,8 @@ def _fewest(figures: dict[str, Any]) -> str:
 
 
 def _sweep(figures: dict[str, Any], rule: str) -> list[tuple[int, float]]:
-    """Calls and Frechet distance of one solver on the common grid, without guidance."""
-    rows = [m for m in figures["methods"] if (m["rule"], m["guidance"], m["grid"]) == (rule, 1, "log_snr")]
-    return sorted({m["calls"]: m["frechet_distance"] for m in rows}.items())
+    """Calls and Frechet distance of one solver, from few calls to many."""
+    return [(m["calls"], m["frechet_distance"]) for m in figures["sweep"] if m["rule"] == rule]
 
 
 def _by_class(images: Tensor, labels: Tensor, rows: int) -> Tensor:
@@ -149,17 +147,17 @@ def _note(result: Drawn) -> str:
     )
 
 
-def _samples(results: Results, methods: Sequence[Drawn]) -> str:
+def _samples(results: Results) -> str:
     labels = results.pictures["labels"]
     floor = results.figures["floor"]
     real = figure(
         image(_by_class(results.pictures["real"], labels, 6), columns=10, scale=5, smooth=True, alt="real digits"),
         "Real digits, held out",
         f"neither network has seen them<br>Fréchet distance {floor['frechet_distance']:.2f} (the floor), "
-        f"agreement {floor['classifier_accuracy']:.1%}",
+        f"agreement {floor['class_agreement']:.1%}",
     )
     cards = []
-    for result in methods:
+    for result in (results.drawn[key] for key in ("ddpm", "ddim", "dpmpp_2m")):
         shown = image(
             _by_class(result.images, labels, 6), columns=10, scale=5, smooth=True, alt=f"samples: {result.method.name}"
         )
@@ -171,10 +169,15 @@ def _samples(results: Results, methods: Sequence[Drawn]) -> str:
     )
 
 
-def _guidance(methods: Sequence[Drawn], labels: Tensor) -> str:
+def _guidance(results: Results) -> str:
     strips = []
-    for result in methods:
-        pairs = _by_class(result.images, labels, 4).unflatten(0, (2, 2, 10)).transpose(1, 2).flatten(0, 2)
+    for result in (results.drawn[key] for key in ("guidance_0", "guidance_1", "guidance_3")):
+        pairs = (
+            _by_class(result.images, results.pictures["labels"], 4)
+            .unflatten(0, (2, 2, 10))
+            .transpose(1, 2)
+            .flatten(0, 2)
+        )
         strips.append(
             figure(
                 image(pairs, columns=20, scale=5, smooth=True, alt=result.method.name),
@@ -201,7 +204,7 @@ def _levels(values: Sequence[float]) -> list[str]:
 
 
 def _forward(results: Results) -> str:
-    captions = _levels(results.figures["levels"]["forward"])
+    captions = _levels(results.figures["log_snr"]["forward"])
     return (
         "<h2>Forward: how the digits are lost</h2><p>Real digits on the straight path to noise, x<sub>t</sub> = (1 − t) x + t ε. "
         "Below each column its log-SNR. The network is trained on all of them at once: given x<sub>t</sub>, what was x?</p>"
@@ -214,7 +217,7 @@ def _forward(results: Results) -> str:
 def _reverse(results: Results) -> str:
     states, guesses = results.pictures["states"], results.pictures["guesses"]
     rows = torch.stack([states, guesses], 1).flatten(0, 2).clamp(-1, 1)
-    captions = _levels(results.figures["levels"]["reverse"])
+    captions = _levels(results.figures["log_snr"]["reverse"])
     return (
         "<h2>Reverse: how new ones appear</h2><p>The digits 2 to 5, each in two rows: the state x<sub>t</sub>, and what the "
         "network takes it for, E[x | x<sub>t</sub>]. At first the guess is the average digit of the class; details come as the "
@@ -270,7 +273,7 @@ def _noise_left(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]
 
 
 def _copies(results: Results) -> str:
-    shown = list(results.drawn.values())[1].images[:20]
+    shown = results.drawn["ddim"].images[:20]
     pairs = torch.stack([shown, results.pictures["nearest"][:20]]).flatten(0, 1)
     mine, usual = (results.figures["copying"][key] for key in ("samples", "held_out"))
     note = f"median distance {mine:.3f} a pixel; real unseen digits: {usual:.3f}"
@@ -286,25 +289,16 @@ def _copies(results: Results) -> str:
 
 def _table(figures: dict[str, Any]) -> str:
     floor = figures["floor"]
-    rows = [
-        [
-            "real digits, held out",
-            "",
-            "",
-            f"{floor['frechet_distance']:.3f}",
-            "1.00",
-            _share(floor["classifier_accuracy"], floor["classifier_accuracy_95"]),
-        ]
-    ]
-    for m in figures["methods"][:6]:
+    rows = []
+    for m in (floor, *figures["methods"].values()):
         rows.append(
             [
-                m["name"] + (f" ({m['rule']}, {m['steps']} steps)" if m["name"].startswith("guidance") else ""),
-                str(m["calls"]),
-                f"{m['seconds']:.2f}",
+                "Real digits, held out" if m is floor else f"{m['name']} ({m['rule']} on the {m['grid']} grid)",
+                "" if m is floor else str(m["calls"]),
+                "" if m is floor else f"{m['seconds']:.2f}",
                 f"{m['frechet_distance']:.3f}",
                 f"{m['frechet_distance'] / floor['frechet_distance']:.2f}",
-                _share(m["class_agreement"], m["class_agreement_95"]),
+                "{:.1%} ({:.1%} to {:.1%})".format(m["class_agreement"], *m["class_agreement_95"]),
             ]
         )
     header = ["", "calls", "seconds", "Fréchet distance", "× floor", "class agreement (95%)"]
@@ -316,16 +310,13 @@ def _table(figures: dict[str, Any]) -> str:
     )
 
 
-def _share(value: float, interval: Sequence[float]) -> str:
-    return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
-
-
 def _made(figures: dict[str, Any]) -> str:
     machine, seconds, settings = figures["machine"], figures["seconds"], figures["settings"]
     lines = [
         f"denoiser   {figures['model']['network']}, {figures['model']['parameters']:,} weights, {figures['model']['denoiser']}",
-        f"training   {settings['steps']} updates, {seconds['training']:.0f} s; classifier {seconds['classifier']:.0f} s; "
-        f"sampling and measuring {seconds['sampling']:.0f} s; whole command {seconds['whole_command']:.0f} s",
+        f"training   {figures['model']['updates']} updates, {seconds['training']:.0f} s; "
+        f"classifier {seconds['classifier']:.0f} s; sampling and measuring {seconds['sampling']:.0f} s; "
+        f"whole command {seconds['whole_command']:.0f} s",
         f"machine    {machine['device']}, {machine['architecture']}, {machine['processors']} processors, "
         f"{machine['threads']} threads",
         f"versions   trilemma {machine['trilemma']}, torch {machine['torch']}, python {machine['python']}",

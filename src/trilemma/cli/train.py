@@ -263,7 +263,8 @@ def _asked_to_stop() -> Iterator[threading.Event]:
         asked.set()
         print("\nfinishing this update and saving; once more to stop at once", file=sys.stderr)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    here = threading.current_thread() is threading.main_thread()  # Python lets no other thread handle signals
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM) if here}
     try:
         yield asked
     finally:
