@@ -56,7 +56,7 @@ class CorruptError(RuntimeError):
 
 def write_file(path: Path, content: Content) -> None:
     """Write tensors or JSON so that ``path`` holds either what it held before or all of the new content."""
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.part")
     _write(temporary, content, tensors=path.suffix == ".safetensors")
     os.replace(temporary, path)
     _flush(path.parent)

@@ -103,7 +103,7 @@ class RunDir:
         path = trainer.resume(self.checkpoints)
         if self._writes:
             kept = [row for row in self.rows() if row["step"] <= trainer.step]
-            temporary = self.metrics.with_name(f".{self.metrics.name}")
+            temporary = self.metrics.with_name(f".{self.metrics.name}.part")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
             os.replace(temporary, self.metrics)
         return path
