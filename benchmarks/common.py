@@ -86,8 +86,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 def document(title: str, script: str, packages: Iterable[str], lines: Iterable[str], out: Path | None) -> None:
     """Print the markdown page of a benchmark and write it: title, date, machine, versions, command, then ``lines``."""
-    arguments = [f"PATH_TO_{name[2:].upper()}" if name in ("--edm", "--out") else None for name in ["", *sys.argv[1:]]]
-    shown = [hide or word for hide, word in zip(arguments, sys.argv[1:])]  # no paths of this machine on the page
+    paths = {"--edm": "PATH_TO_EDM", "--out": "PAGE", "--python": "PATH_TO_PYTHON"}  # none of this machine on the page
+    shown = [paths.get(before, word) for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])]
     page = [
         f"# {title}",
         "",
