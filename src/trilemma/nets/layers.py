@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 
 def zero_(module: nn.Module) -> nn.Module:
@@ -119,27 +120,40 @@ class GroupNorm(nn.GroupNorm):
     Source: Wu and He 2018, arXiv 1803.08494 (16 channels a group was their best fixed size).
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(math.gcd(channels, max(1, channels // 16)), channels, eps=1e-5)
+    def __init__(self, channels: int, *, affine: bool = True) -> None:
+        super().__init__(math.gcd(channels, max(1, channels // 16)), channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (B, C, H, W)."""
-        weight, bias = (self.weight, self.bias) if x.device.type == "cpu" else (self.weight.to(x), self.bias.to(x))
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
+        if weight is not None and bias is not None and x.device.type != "cpu":  # the CPU alone mixes precisions
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             return F.group_norm(x, self.num_groups, weight, bias, self.eps)
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode derivatives (``torch.func.jvp``) are being taken; some fused kernels have none.
+
+    >>> forward_mode()
+    False
+    """
+    return forward_ad._current_level >= 0
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, softmax(q k^T / sqrt(d)) v, of (B, heads, N, d).
 
-    On the CPU the fused kernel has a slow backward pass in bf16 (six times the time of the plain products at 64 tokens)
-    and neither forward-mode nor second derivatives, so short sequences go the plain way while gradients are recorded.
+    On the CPU the fused kernel is slow to train in bf16 (four to five times the plain products at 64 tokens, forward and
+    backward) and has neither forward-mode nor second derivatives, so derivatives of short sequences go the plain way.
 
     >>> q = torch.randn(1, 2, 5, 4)
     >>> torch.allclose(attend(q, q, q), F.scaled_dot_product_attention(q, q, q), atol=1e-6)
     True
     """
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.shape[2] <= 1024:
+    differentiating = torch.is_grad_enabled() or forward_mode()
+    if q.device.type == "cpu" and differentiating and q.shape[2] <= 1024:
         return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
