@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -222,9 +223,21 @@ def test_accelerate_launch_on_cpu_is_found_out(environment, tmp_path):
     assert one.stdout.strip() == "1"
 
 
-def test_processes_that_never_come_are_reported(environment, tmp_path):
-    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("MASTER_PORT", "29611")):
-        environment.setenv(name, value)
+def test_processes_that_never_come_are_reported(environment):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # a job of four tasks in which torchrun starts two is no broken promise
+    values = {
+        "RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 0,
+        "SLURM_NTASKS": 4,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    for name, value in values.items():
+        environment.setenv(name, str(value))
     with pytest.raises(RuntimeError, match="not all of them came"), setup("cpu", timeout=1.0):
         pass
 

@@ -100,10 +100,10 @@ def setup(device: str = "auto", *, timeout: float = 600.0) -> Iterator[World]:
     joined = dist.is_initialized()
     size = dist.get_world_size() if joined else int(environment.get(size_name, 1)) if rank_name in environment else 1
     promise, promised = _promised(environment)
-    if promised != size and not joined:
+    if size == 1 < promised and not joined:
         raise RuntimeError(
             f"{promise} promises {promised} processes but this one was started alone: it would train by itself, in silence; "
-            f"start with `torchrun --nproc-per-node {promised}`, or unset {promise} to train in one process"
+            f"start it with `torchrun --nproc-per-node {promised}`, or ask for one process"
         )
     where = _device(device, int(environment.get(local_name, 0)))
     if size > 1 and not joined:
@@ -118,7 +118,7 @@ def setup(device: str = "auto", *, timeout: float = 600.0) -> Iterator[World]:
                 world_size=size,
                 timeout=timedelta(seconds=timeout),
             )
-        except (dist.DistError, RuntimeError) as error:
+        except RuntimeError as error:
             raise RuntimeError(
                 f"{size_name} promises {size} processes but not all of them came to "
                 f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']} within {timeout:g} s ({error})"
