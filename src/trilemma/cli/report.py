@@ -217,4 +217,6 @@ class _Axis:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.0e}"
+    if 100 <= abs(value) < 1e5:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.0e}"
