@@ -205,7 +205,7 @@ class VP(VariancePreserving):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """The positive root of B(t) = log(1 + e^(-l))."""
-        b = torch.nn.functional.softplus(-log_snr)
+        b = torch.nn.functional.softplus(-log_snr).clamp(max=self.beta_min + self.beta_max)  # beyond B(1), and finite
         slope = self.beta_max - self.beta_min
         return (2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))).clamp(max=1)
 
@@ -234,7 +234,7 @@ class SubVP(GaussianProcess):
 
     def time(self, log_snr: Tensor) -> Tensor:
         """From alpha/sigma = 1 / (2 sinh(B/2)): the time at which VP has e^B = e^(2 asinh(e^(-l/2) / 2))."""
-        b = 2 * torch.asinh(torch.exp(-log_snr / 2) / 2)
+        b = (2 * torch.asinh(torch.exp(-log_snr / 2) / 2)).clamp(max=self.beta_min + self.beta_max)  # as in VP
         slope = self.beta_max - self.beta_min
         return (2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * b))).clamp(max=1)
 
