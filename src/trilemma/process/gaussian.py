@@ -115,7 +115,8 @@ class GaussianProcess(ABC):
     def transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Scale r and standard deviation of the step (3) from time ``s`` to a time ``t`` that is not earlier."""
         gap = torch.where(s == t, 0.0, self.log_snr(t) - self.log_snr(s))
-        return self.alpha(t) / self.alpha(s), self.sigma(t) * torch.expm1(gap).neg().clamp(min=0).sqrt()
+        scale = torch.where(s == t, 1.0, self.alpha(t) / self.alpha(s))  # 0/0 where alpha(1) = 0
+        return scale, self.sigma(t) * torch.expm1(gap).neg().clamp(min=0).sqrt()
 
     def renoise(self, x_s: Tensor, s: Tensor, t: Tensor, noise: Noise | Tensor) -> Tensor:
         """Draw x_t given x_s at an earlier time s <= t: equation (3).
