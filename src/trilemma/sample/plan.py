@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._optional import require
 from ..numerics.noise import Noise
-from .loop import Carry, Denoise
+from .loop import Carry, Denoise, check_grid
 
 __all__ = ["Plan"]
 
@@ -35,7 +35,8 @@ class Plan:
         c: standard deviations of the noise, shape ``(N,)``.
 
     Raises:
-        ValueError: the shapes disagree, an entry is not finite, or a step looks back beyond the first.
+        ValueError: the shapes disagree, the times do not decrease in [0, 1], an entry is not finite, or a step looks back
+            beyond the first.
 
     Cost:
         One call a step.
@@ -57,6 +58,7 @@ class Plan:
         if self.ts.shape != (n + 1,) or self.a.ndim != 2 or self.b.ndim != 2 or len(self.a) != n or len(self.b) != n:
             shapes = {name: tuple(getattr(self, name).shape) for name in ("ts", "a", "b", "c")}
             raise ValueError(f"a plan of N steps has ts (N+1,), a (N, lags), b (N, order) and c (N,); got {shapes}")
+        check_grid(self.ts)
         for name, table in (("a", self.a), ("b", self.b), ("c", self.c)):
             if not bool(torch.isfinite(table).all()):
                 row = int((~torch.isfinite(table.reshape(n, -1))).any(1).long().argmax())
