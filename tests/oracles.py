@@ -99,7 +99,9 @@ def flow_truth(low=LOW, high=HIGH, items=6, seed=3):
         x = y.reshape(items, mixture.dim)
         return (x - mixture.denoise(x, 1.0, math.exp(log_sigma))).ravel()
 
-    end = solve_ivp(field, (math.log(s0), math.log(s1)), start.ravel(), method="DOP853", rtol=3e-13, atol=1e-13).y[:, -1]
+    end = solve_ivp(field, (math.log(s0), math.log(s1)), start.ravel(), method="DOP853", rtol=3e-13, atol=1e-13).y[
+        :, -1
+    ]
     return mixture, torch.tensor(start), torch.tensor(end.reshape(items, mixture.dim))
 
 

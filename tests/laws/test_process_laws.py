@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from oracles import F64, PROCESS_CASES, f64, scalar
 
+from oracles import F64, PROCESS_CASES, f64, scalar
 from trilemma.numerics.noise import Noise
 from trilemma.numerics.ode import integrate
 from trilemma.numerics.tableau import RK4
@@ -38,10 +38,10 @@ def test_data_at_zero(process, dtype):
 @every
 def test_log_snr_is_that_of_the_curves_and_strictly_decreasing(process):
     t = torch.cat([NEAR_ZERO, torch.linspace(0.001, 1, 4000, dtype=F64)[1:]])
-    l = process.log_snr(t)
-    assert bool((l.diff() < 0).all())
+    values = process.log_snr(t)
+    assert bool((values.diff() < 0).all())
     expected = 2 * (process.alpha(t) / process.sigma(t)).log()
-    torch.testing.assert_close(l, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(values, expected, rtol=1e-9, atol=1e-9)
     assert bool((process.alpha(t).diff() <= 0).all())
     assert bool((process.sigma(t).diff() > 0).all())
 
@@ -51,8 +51,8 @@ def test_time_inverts_log_snr_also_near_zero(process):
     t = torch.cat([NEAR_ZERO, TIMES, f64(0.99, 0.999, 1.0)])
     torch.testing.assert_close(process.time(process.log_snr(t)), t, rtol=1e-10, atol=0)
     lowest = float(process.log_snr(scalar(1.0)))
-    l = torch.linspace(max(lowest, -20.0), 45.0, 131, dtype=F64)
-    torch.testing.assert_close(process.log_snr(process.time(l)), l, rtol=1e-9, atol=1e-9)
+    values = torch.linspace(max(lowest, -20.0), 45.0, 131, dtype=F64)
+    torch.testing.assert_close(process.log_snr(process.time(values)), values, rtol=1e-9, atol=1e-9)
 
 
 @every

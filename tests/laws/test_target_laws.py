@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from oracles import F64, PROCESS_CASES, Mixture, scalar
 from torch import nn
 
+from oracles import F64, PROCESS_CASES, Mixture, scalar
 from trilemma.denoise import TARGETS, Preconditioned
 from trilemma.denoise.targets import coefficients, get_target
 from trilemma.process import EDM, VP, Cosine, Flow
 
-TIMES = torch.cat([torch.logspace(-9, -2, 8, dtype=F64), torch.linspace(0.03, 0.97, 20, dtype=F64), torch.ones(1, dtype=F64)])
+TIMES = torch.cat(
+    [torch.logspace(-9, -2, 8, dtype=F64), torch.linspace(0.03, 0.97, 20, dtype=F64), torch.ones(1, dtype=F64)]
+)
 
 
 def singular(target, process):
@@ -48,7 +50,9 @@ def test_clean_item_and_noise_come_back(target, process):
     amplified = 1e-14 * (1 + (c_skip[:, None] * x_t).abs() + (c_out[:, None] * out).abs())
     assert bool(((found - x).abs() <= 100 * amplified).all())
     noise = (x_t - alpha * found) / sigma
-    assert bool(((noise - eps).abs() <= 1e-12 * (1 + x_t.abs()) * (1 + alpha / sigma) * (1 + 1 / alpha.clamp(min=1e-3))).all())
+    assert bool(
+        ((noise - eps).abs() <= 1e-12 * (1 + x_t.abs()) * (1 + alpha / sigma) * (1 + 1 / alpha.clamp(min=1e-3))).all()
+    )
 
 
 @pytest.mark.parametrize(("target", "process"), BAD)
@@ -98,7 +102,9 @@ def test_edm_preconditioning_is_the_published_table(sigma_data):
     sigma, d = 80 * t, sigma_data
     c_skip, c_out, c_in, c_time = model.coefficients(t)
     torch.testing.assert_close(c_skip, d**2 / (sigma**2 + d**2))
-    torch.testing.assert_close(c_out.abs(), sigma * d / (sigma**2 + d**2).sqrt())  # its sign is a convention of the network
+    torch.testing.assert_close(
+        c_out.abs(), sigma * d / (sigma**2 + d**2).sqrt()
+    )  # its sign is a convention of the network
     torch.testing.assert_close(c_in, 1 / (sigma**2 + d**2).sqrt())
     torch.testing.assert_close(c_time, sigma.log() / 4)
     # eps in these units is the table's column for VP and iDDPM: c_skip = 1, c_out = -sigma
@@ -109,7 +115,7 @@ def test_edm_preconditioning_is_the_published_table(sigma_data):
 
 @pytest.mark.parametrize("process", PROCESS_CASES.values(), ids=PROCESS_CASES)
 def test_network_sees_and_predicts_unit_variance(process):
-    """Var(c_in x_t) = 1 for every target, Var(F) = 1 and Cov(F, x_t) = 0 for edm, for data of standard deviation 0.5, all levels."""
+    """At every level, for data of standard deviation 0.5: Var(c_in x_t) = 1; for edm, Var(F) = 1 and Cov(F, x_t) = 0."""
     model = Preconditioned(Zero(), process, "edm", sigma_data=0.5)
     one, zero = torch.ones(len(TIMES), 1, dtype=F64), torch.zeros(len(TIMES), 1, dtype=F64)
     p, q = (model.regression_target(x, e, TIMES)[:, 0] for x, e in ((one, zero), (zero, one)))
@@ -139,7 +145,9 @@ class Perfect(nn.Module):
         return self.p * mean + self.q * (x_t - alpha * mean) / sigma
 
 
-@pytest.mark.parametrize(("target", "process"), [pair for pair in GOOD if "shift" not in pair.id and "slow" not in pair.id])
+@pytest.mark.parametrize(
+    ("target", "process"), [pair for pair in GOOD if "shift" not in pair.id and "slow" not in pair.id]
+)
 def test_a_perfect_network_is_the_exact_denoiser(target, process):
     mixture = Mixture.example(components=3)
     for t in (scalar(1e-3), scalar(0.3), scalar(0.8)):

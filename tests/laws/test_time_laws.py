@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from oracles import F64, scalar
 
+from oracles import F64, scalar
 from trilemma.numerics.noise import Noise
 from trilemma.process import TIMES, VP, Cosine, Flow, LogitNormal, LogNormalSigma, Uniform
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from oracles import F64, f64, scalar
 
+from oracles import F64, f64, scalar
 from trilemma.process import (
     EDM,
     VE,
@@ -68,7 +68,9 @@ def test_straight_and_trigonometric_processes():
     torch.testing.assert_close(EDM().sigma(t), 80 * t)
     # Hoogeboom et al. 2023, equation (2): log-SNR = -2 log tan(pi t / 2)
     inner = t[1:-1]
-    torch.testing.assert_close(Cosine().log_snr(inner), -2 * torch.log(torch.tan(math.pi * inner / 2)), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        Cosine().log_snr(inner), -2 * torch.log(torch.tan(math.pi * inner / 2)), rtol=1e-12, atol=1e-12
+    )
     assert float(Cosine().alpha(scalar(1.0))) == 0
     # Jabri et al. 2022, listing: gamma(t) = (v_end - sigmoid(t')) / (v_end - v_start)
     s = 1 / (1 + np.exp(-(-3 + 6 * t.numpy())))
@@ -76,7 +78,7 @@ def test_straight_and_trigonometric_processes():
 
 
 def test_chain_is_the_textbook_product_at_every_step():
-    """alpha-bar in exact rational arithmetic; Ho et al. 2020, section 4: 1e-4 to 0.02 in 1000 steps, KL to the prior ~1e-5 bits/dim."""
+    """alpha-bar from rational betas; Ho et al. 2020, section 4: equally spaced from 1e-4 to 0.02 in 1000 steps."""
     process = FromBetas()
     betas = [Fraction(1, 10**4) + Fraction(k, 999) * (Fraction(2, 100) - Fraction(1, 10**4)) for k in range(1000)]
     bar, bars = 1.0, []
@@ -132,7 +134,9 @@ def test_shift_for_resolution():
         torch.testing.assert_close(shifted.log_snr(t) - base.log_snr(t), torch.full_like(t, 2 * math.log(64 / side)))
         # averaging blocks of (d/64)^2 pixels brings the level back: sigma per block is sigma 64/d
         torch.testing.assert_close(shifted.sigma(t) * 64 / side, base.sigma(t))
-    assert Shifted(Shifted(base, 1.0), 2.0).time(scalar(5.0)) == pytest.approx(float(Shifted(base, 3.0).time(scalar(5.0))))
+    assert Shifted(Shifted(base, 1.0), 2.0).time(scalar(5.0)) == pytest.approx(
+        float(Shifted(base, 3.0).time(scalar(5.0)))
+    )
 
 
 @pytest.mark.parametrize("betas", [(0.1,), (0.1, 1.0, 0.2), (0.0, 0.1), (0.1, -0.1), (0.1, 1.1), (0.1, math.nan)])
@@ -144,5 +148,5 @@ def test_bad_chains_are_refused(betas):
 def test_bad_configurations_name_the_nearest():
     with pytest.raises(ValueError, match="FromBetas"):
         process_from_config({"class": "FromBeta"})
-    with pytest.raises(ValueError, match="sigma_maxx.*sigma_max"):
+    with pytest.raises(ValueError, match=r"sigma_maxx.*sigma_max"):
         process_from_config({"class": "EDM", "sigma_maxx": 3.0})
