@@ -16,7 +16,10 @@ class UNet(nn.Module):
     """U-Net with residual blocks, attention at chosen levels, time and class conditioning.
 
     Level k works at 1/2**k of the resolution with ``widths[k]`` channels. Every residual branch and the output start
-    at zero, so a fresh network returns 0 and its blocks are the identity.
+    at zero, so a fresh network returns 0. Most of the work is meant for the middle: at full resolution a convolution
+    of few channels costs less than the passes over memory around it.
+
+    Differs: one skip connection a level, where Ho et al. 2020 and Dhariwal and Nichol 2021 have one a block.
 
     Args:
         dims: 1 for sequences (B, C, L), 2 for images (B, C, H, W).
