@@ -67,35 +67,60 @@ class RungeKutta:
     table: Tableau
 
     def __call__(self, process: GaussianProcess, ts: Tensor) -> Step:
-        """Times, scales and lengths of every stage, once."""
-        u = u_at(process, ts)
-        stages = []
+        """Everything but the denoiser is linear, so a stage is a row of weights of x and of the D before it, found once."""
+        u, scale = u_at(process, ts), scale_at(process, ts).tolist()
+        plans = []
         for i in range(len(ts) - 1):
             table = EULER if ts[i + 1] == 0 else self.table
             at = u[i] + torch.tensor(table.c, dtype=torch.float64) * (u[i + 1] - u[i])
             times = time_at(process, at)
             times[0] = ts[i]
-            scales = scale_at(process, times).tolist()
-            stages.append((table, float(u[i + 1] - u[i]), at.tolist(), list(times.unbind()), scales))
-        ends = scale_at(process, ts).tolist()
+            rows = _stages(
+                table, float(u[i + 1] - u[i]), at.tolist(), scale[i], scale_at(process, times).tolist(), scale[i + 1]
+            )
+            plans.append((list(times.unbind()), rows[:-1], rows[-1]))
 
         def step(denoise: Denoise, x: Tensor, i: int, carry: Carry, noise: Noise) -> tuple[Tensor, Carry]:
-            table, h, at, times, scales = stages[i]
-            w = x / ends[i]
-            slopes: list[Tensor] = []
-            for row, u_stage, t, scale in zip(table.a, at, times, scales):
-                y = w.clone() if row else w
-                for weight, slope in zip(row, slopes):
-                    if weight:
-                        y.add_(slope, alpha=h * weight)
-                slopes.append((y - denoise(y * scale if row else x, t).mean).div_(u_stage))
-            out = w.clone()
-            for weight, slope in zip(table.b, slopes):
-                if weight:
-                    out.add_(slope, alpha=h * weight)
-            return out.mul_(ends[i + 1]), None
+            times, stages, last = plans[i]
+            means: list[Tensor] = []
+            for t, row in zip(times, stages):
+                means.append(denoise(_combine(row, x, means) if means else x, t).mean)
+            return _combine(last, x, means), None
 
         return step
+
+
+def _stages(
+    table: Tableau, h: float, at: list[float], start: float, scales: list[float], end: float
+) -> list[list[float]]:
+    """Weights of (x, D_1, D_2, ...) in x_t at every stage of a step of (1) from ``at[0]``, and in its result.
+
+    Args:
+        table: the method.
+        h: length of the step in u.
+        at: u of every stage.
+        start: alpha + sigma before the step.
+        scales: alpha + sigma at every stage.
+        end: alpha + sigma after the step.
+    """
+    basis = torch.eye(1 + table.stages, dtype=torch.float64)
+    w = basis[0] / start
+    rows, slopes = [], []
+    for i, weights in enumerate(table.a):
+        y = w + h * sum((a * k for a, k in zip(weights, slopes)), torch.zeros_like(w))
+        rows.append((y * scales[i]).tolist())
+        slopes.append((y - basis[1 + i]) / at[i])
+    result = w + h * sum((b * k for b, k in zip(table.b, slopes)), torch.zeros_like(w))
+    return [*rows, (result * end).tolist()]
+
+
+def _combine(row: list[float], x: Tensor, means: list[Tensor]) -> Tensor:
+    """The weighted sum of x and the denoised states."""
+    out = x * row[0]
+    for weight, mean in zip(row[1:], means):
+        if weight:
+            out.add_(mean, alpha=weight)
+    return out
 
 
 def runge_kutta(table: Tableau) -> RungeKutta:
