@@ -105,7 +105,8 @@ def _stages(
     """
     basis = torch.eye(1 + table.stages, dtype=torch.float64)
     w = basis[0] / start
-    rows, slopes = [], []
+    rows: list[list[float]] = []
+    slopes: list[Tensor] = []
     for i, weights in enumerate(table.a):
         y = w + h * sum((a * k for a, k in zip(weights, slopes)), torch.zeros_like(w))
         rows.append((y * scales[i]).tolist())
