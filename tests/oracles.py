@@ -82,8 +82,8 @@ class Mixture:
         return MixtureDenoiser(process, means, covs, torch.tensor(self.weights))
 
 
-# where orders are measured: log-SNR of both ends, all processes reach them, and most of the noise and most of the signal are gone
-LOW, HIGH = -8.0, 3.0
+# where orders and laws are measured: a log-SNR at which little but noise is left, and one at which much is decided
+LOW, HIGH = -7.5, 3.0
 
 
 @cache
@@ -103,6 +103,11 @@ def flow_truth(low=LOW, high=HIGH, items=6, seed=3):
         :, -1
     ]
     return mixture, torch.tensor(start), torch.tensor(end.reshape(items, mixture.dim))
+
+
+def lowest(process):
+    """The first log-SNR of a measurement: LOW, or that of t = 1 of a process that starts with less noise."""
+    return max(LOW, float(process.log_snr(scalar(1.0))))
 
 
 def log_snr_times(process, low, high, steps):
