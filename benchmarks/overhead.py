@@ -34,7 +34,7 @@ from trilemma.nets import build, recommended_precision
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Flow, FromBetas, GaussianProcess
 from trilemma.process.grid import log_snr_grid
-from trilemma.sample import RULES, get_rule, run, sample
+from trilemma.sampling import RULES, get_rule, run, sample
 from trilemma.train.objectives import denoising_loss
 
 STEPS = 50

@@ -34,11 +34,11 @@ from trilemma.numerics.noise import Noise
 from trilemma.numerics.tableau import EULER, HEUN
 from trilemma.process import EDM, Flow, FromBetas, GaussianProcess
 from trilemma.process.grid import karras_grid
-from trilemma.sample import churn, ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential, runge_kutta, sample
-from trilemma.sample.flow import scale_at, u_at
-from trilemma.sample.linear import Exponential
-from trilemma.sample.loop import Carry, Denoise, Rule, Step
-from trilemma.sample.plan import Plan
+from trilemma.sampling import churn, ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential, runge_kutta, sample
+from trilemma.sampling.flow import scale_at, u_at
+from trilemma.sampling.linear import Exponential
+from trilemma.sampling.loop import Carry, Denoise, Rule, Step
+from trilemma.sampling.plan import Plan
 
 LIMIT = 1e-5  # what the issue asks of equal algorithms
 TRAIN = 1000  # steps of the chain

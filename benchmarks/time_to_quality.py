@@ -36,7 +36,7 @@ from trilemma.nets import build
 from trilemma.numerics.shapes import pad
 from trilemma.process import Flow, FromBetas
 from trilemma.process.grid import log_snr_grid, trailing_grid
-from trilemma.sample import dpmpp_2m, sample
+from trilemma.sampling import dpmpp_2m, sample
 from trilemma.train import TrainConfig, Trainer
 
 STEPS = 20  # of the solver

@@ -144,7 +144,7 @@ def law_of(rule, process, ts, mean, var):
     For Gaussian data the denoiser is affine, and so is every sampler: x_end = offset + A x_start + sum_k B_k xi_k.
     """
     from trilemma.denoise import Gaussian
-    from trilemma.sample import run
+    from trilemma.sampling import run
 
     def denoise(x, t):
         a, s2 = float(process.alpha(t)), float(process.sigma(t)) ** 2

@@ -17,8 +17,8 @@ BELOW = {"numerics": set()}
 BELOW["process"] = {"numerics"}
 BELOW["nets"] = {"numerics", "process"}
 BELOW["denoise"] = BELOW["nets"]  # floor 1 sees processes; a network comes to it as an argument
-BELOW["sample"] = BELOW["sampling"] = {"numerics", "process", "denoise"}
-_LIBRARY = {"numerics", "process", "nets", "denoise", "sample", "sampling"}
+BELOW["sampling"] = {"numerics", "process", "denoise"}
+_LIBRARY = {"numerics", "process", "nets", "denoise", "sampling"}
 for _name in ("likelihood", "distil", "inverse"):
     BELOW[_name] = _LIBRARY
 BELOW["train"] = _LIBRARY | {"likelihood", "distil", "inverse"}
@@ -34,9 +34,8 @@ ORDER = {
     "numerics": "shapes noise tableau ode trace linear",
     "process": "gaussian betas tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
-    "sample": "loop plan linear flow wrap tune hooks tokens registry",
+    "sampling": "loop plan linear flow wrap tune hooks tokens registry",
 }
-ORDER["sampling"] = ORDER["sample"]
 
 NEVER = set(
     ["torchvision", "torchaudio", "torchmetrics", "torch_fidelity", "lpips", "deepinv", "diffusers", "cleanfid"]
@@ -91,7 +90,7 @@ def test_nobody_looks_up(path):
 
 
 def test_denoisers_and_samplers_know_no_network():
-    for package in ("denoise", "sample", "sampling", "numerics", "process"):
+    for package in ("denoise", "sampling", "numerics", "process"):
         for path in (ROOT / package).rglob("*.py"):
             assert not any(target[0] == "nets" for target in imports(path)[0]), path
 
@@ -129,7 +128,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 def test_importing_the_library_loads_no_optional_dependency():
     loaded = fresh(
-        "import sys, trilemma.sample, trilemma.denoise, trilemma.process, trilemma.nets, trilemma.train, trilemma.data, "
+        "import sys, trilemma.sampling, trilemma.denoise, trilemma.process, trilemma.nets, trilemma.train, trilemma.data, "
         "trilemma.evaluate; print(*sys.modules)"
     )
     assert not (NEVER | OPTIONAL) & {name.split(".")[0] for name in loaded}
@@ -152,13 +151,13 @@ def test_what_is_written_for_users_is_public():
 
 
 def test_the_function_sample_survives_the_import_of_its_module():
-    assert fresh("import trilemma as tl, trilemma.sample.loop; print(callable(tl.sample))") == ["True"]
+    assert fresh("import trilemma as tl, trilemma.sampling.loop; print(callable(tl.sample))") == ["True"]
 
 
 def test_every_package_says_what_it_exports():
     from importlib import import_module
 
-    for package in ("process", "denoise", "sample", "nets"):
+    for package in ("process", "denoise", "sampling", "nets"):
         try:
             module = import_module(f"trilemma.{package}")
         except ModuleNotFoundError:
@@ -169,6 +168,6 @@ def test_every_package_says_what_it_exports():
 
 def test_files_fit_in_one_reading():
     """About 300 lines is a good size on floors 0 to 2 (DESIGN section 3); a third more is a reason to look again."""
-    for package in ("numerics", "process", "denoise", "sample", "sampling"):
+    for package in ("numerics", "process", "denoise", "sampling"):
         for path in (ROOT / package).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 450, path

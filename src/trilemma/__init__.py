@@ -6,7 +6,7 @@
     x = tl.sample(model, (64, 1, 8, 8), tl.log_snr_grid(model.process, 20), tl.dpmpp_2m)
 
 The names below are loaded when they are first used, so that importing the package and asking the command line for help cost
-nothing. The rest is reached by module: ``trilemma.numerics``, ``process``, ``nets``, ``denoise``, ``sample``, ``train``,
+nothing. The rest is reached by module: ``trilemma.numerics``, ``process``, ``nets``, ``denoise``, ``sampling``, ``train``,
 ``data``, ``evaluate``.
 """
 
@@ -50,18 +50,18 @@ if TYPE_CHECKING:
     from .process.grid import shifted_grid as shifted_grid
     from .process.grid import trailing_grid as trailing_grid
     from .process.grid import uniform_grid as uniform_grid
-    from .sample import Plan as Plan
-    from .sample import ProgressBar as ProgressBar
-    from .sample import Trajectory as Trajectory
-    from .sample import churn as churn
-    from .sample import ddim as ddim
-    from .sample import ddpm as ddpm
-    from .sample import dpmpp_2m as dpmpp_2m
-    from .sample import exponential as exponential
-    from .sample import get_rule as get_rule
-    from .sample import run as run
-    from .sample import runge_kutta as runge_kutta
-    from .sample import sample as sample
+    from .sampling import Plan as Plan
+    from .sampling import ProgressBar as ProgressBar
+    from .sampling import Trajectory as Trajectory
+    from .sampling import churn as churn
+    from .sampling import ddim as ddim
+    from .sampling import ddpm as ddpm
+    from .sampling import dpmpp_2m as dpmpp_2m
+    from .sampling import exponential as exponential
+    from .sampling import get_rule as get_rule
+    from .sampling import run as run
+    from .sampling import runge_kutta as runge_kutta
+    from .sampling import sample as sample
     from .train import Trainer as Trainer
 
 _HOMES = {
@@ -76,13 +76,13 @@ _HOMES = {
     "numerics.tableau": "HEUN RK4",
     "process": "Cosine EDM Flow FromBetas GaussianProcess Shifted Sigmoid SubVP VE VP",
     "process.grid": "karras_grid log_snr_grid shifted_grid trailing_grid uniform_grid",
-    "sample.hooks": "ProgressBar Trajectory",
-    "sample.plan": "Plan",
-    "sample.wrap": "churn",
-    "sample.linear": "ddim ddpm dpmpp_2m exponential",
-    "sample.registry": "get_rule",
-    "sample.loop": "run sample",
-    "sample.flow": "runge_kutta",
+    "sampling.hooks": "ProgressBar Trajectory",
+    "sampling.plan": "Plan",
+    "sampling.wrap": "churn",
+    "sampling.linear": "ddim ddpm dpmpp_2m exponential",
+    "sampling.registry": "get_rule",
+    "sampling.loop": "run sample",
+    "sampling.flow": "runge_kutta",
     "train": "Trainer",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -23,4 +23,6 @@ def require(module: str, *, extra: str) -> ModuleType:
         if error.name is None or not (module == error.name or module.startswith(error.name + ".")):
             raise  # the module is there but something that it needs is broken: show that
         top = module.split(".")[0]
-        raise ImportError(f'{top} is needed here and not installed; get it with: pip install "trilemma[{extra}]"') from None
+        raise ImportError(
+            f'{top} is needed here and not installed; get it with: pip install "trilemma[{extra}]"'
+        ) from None

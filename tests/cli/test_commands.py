@@ -109,7 +109,7 @@ def test_bugs_are_not_hidden(monkeypatch):
 def test_info_lists_every_registry(capsys):
     from trilemma.nets import PRESETS
     from trilemma.process import GRIDS, PROCESSES
-    from trilemma.sample import RULES
+    from trilemma.sampling import RULES
 
     assert main(["info"]) == 0
     words = capsys.readouterr().out.split()

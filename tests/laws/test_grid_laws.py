@@ -8,7 +8,7 @@ import torch
 from oracles import F64, PROCESS_CASES, scalar
 from trilemma.process import EDM, GRIDS, PROCESSES, Flow, FromBetas
 from trilemma.process.grid import karras_grid, log_snr_grid, shifted_grid, trailing_grid, uniform_grid
-from trilemma.sample.loop import check_grid
+from trilemma.sampling.loop import check_grid
 
 every = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p in PROCESS_CASES.items()])
 registry = pytest.mark.parametrize("process", [pytest.param(make(), id=name) for name, make in PROCESSES.items()])

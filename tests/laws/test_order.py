@@ -12,8 +12,8 @@ import torch
 from oracles import F64, HIGH, LOW, PROCESS_CASES, flow_truth, log_snr_times, lowest, scalar
 from trilemma.numerics.ode import integrate_adaptive
 from trilemma.process import EDM, PROCESSES, VP, Flow
-from trilemma.sample import RULES, flow_field, sample
-from trilemma.sample.flow import scale_at, time_at, u_at
+from trilemma.sampling import RULES, flow_field, sample
+from trilemma.sampling.flow import scale_at, time_at, u_at
 
 DETERMINISTIC = [name for name, entry in RULES.items() if not entry.stochastic]
 

@@ -53,7 +53,9 @@ def test_time_inverts_log_snr_also_near_zero(process):
     lowest = float(process.log_snr(scalar(1.0)))
     values = torch.linspace(max(lowest, -20.0), 45.0, 131, dtype=F64)
     found = process.time(values)
-    rounding = 4e-16 * (process.diffusion2(found) / process.sigma(found) ** 2).nan_to_num(posinf=0)  # of the time itself
+    rounding = 4e-16 * (process.diffusion2(found) / process.sigma(found) ** 2).nan_to_num(
+        posinf=0
+    )  # of the time itself
     assert bool(((process.log_snr(found) - values).abs() <= 1e-9 * (1 + values.abs()) + rounding).all())
 
 

@@ -7,8 +7,8 @@ from oracles import F64, Mixture, log_snr_times
 from trilemma.denoise import Denoiser, Gaussian
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, GRIDS, PROCESSES, VP, Flow
-from trilemma.sample import RULES, Plan, get_rule, sample
-from trilemma.sample.registry import RuleEntry
+from trilemma.sampling import RULES, Plan, get_rule, sample
+from trilemma.sampling.registry import RuleEntry
 
 every = pytest.mark.parametrize("name", RULES)
 

@@ -12,7 +12,7 @@ from oracles import F64, HIGH, Basis, law_of, log_snr_times, lowest, scalar
 from trilemma.denoise import Gaussian
 from trilemma.numerics.tableau import HEUN
 from trilemma.process import EDM, PROCESSES, VP, Flow
-from trilemma.sample import RULES, churn, ddim, exponential, run, runge_kutta
+from trilemma.sampling import RULES, churn, ddim, exponential, run, runge_kutta
 
 # E[x | x_t] has less variance than x, so noising it afresh ("consistency sampling" with a denoiser that is no consistency
 # function) does not keep the marginals however fine the grid is; its own law is tested below. The noise of EDM's churn is

@@ -48,7 +48,7 @@ def _list() -> str:
     from ..denoise import TARGETS
     from ..nets import PRESETS
     from ..process import GRIDS, PROCESSES, TIMES
-    from ..sample import RULES
+    from ..sampling import RULES
     from ..train import WEIGHTINGS
     from .config import presets
 

@@ -78,7 +78,7 @@ def run(settings: Sample) -> int:
     from ..denoise import CFG, Denoiser
     from ..numerics.noise import Noise
     from ..process import GRIDS
-    from ..sample import ProgressBar, get_rule, sample
+    from ..sampling import ProgressBar, get_rule, sample
     from ..train import load_model
 
     device = pick_device(settings.device)

@@ -13,8 +13,8 @@ from ..denoise import CFG, FiniteDenoiser, Preconditioned
 from ..evaluate import Classifier, Moments, Proportion, class_agreement, frechet_distance
 from ..numerics.noise import Noise
 from ..process import GRIDS
-from ..sample import ProgressBar, Trajectory, get_rule, sample
-from .sample import Calls, fast_numbers
+from ..sampling import ProgressBar, Trajectory, get_rule, sample
+from .sampling import Calls, fast_numbers
 
 __all__ = ["Drawn", "Judge", "Method", "copying", "denoising_errors", "draw", "forward_pictures", "reverse_pictures"]
 

@@ -235,8 +235,8 @@ def _preview(trainer: "Trainer", data: "DataSet") -> "Tensor":
     import torch
 
     from ..process import GRIDS
-    from ..sample import dpmpp_2m, sample
-    from .sample import fast_numbers
+    from ..sampling import dpmpp_2m, sample
+    from .sampling import fast_numbers
 
     device = trainer.world.device
     cond = {"label": torch.arange(100, device=device) % data.classes} if data.classes else {}

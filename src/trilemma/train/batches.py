@@ -20,8 +20,13 @@ __all__ = ["Batches", "Data", "Labelled"]
 class Labelled(Protocol):
     """Images in memory with labels or ``None``, such as ``trilemma.data.DataSet``."""
 
-    images: Tensor
-    labels: Tensor | None
+    @property
+    def images(self) -> Tensor:
+        """Items ``(N, ...)``, in model units or uint8."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes ``(N,)``, or none."""
 
 
 Data = Tensor | tuple[Tensor, Tensor | None] | Labelled | Dataset[Any]

@@ -388,7 +388,15 @@ class Trainer:
                 )
         parameters = dict(self.model.named_parameters())
         targets = dict(self.model.state_dict())
-        for name, value in checkpoint.read_tensors(path / "model.safetensors").items():
+        weights = checkpoint.read_tensors(path / "model.safetensors")
+        here, there = ({name: tuple(v.shape) for name, v in side.items()} for side in (targets, weights))
+        if differ := sorted(set(here.items()) ^ set(there.items())):
+            name = differ[0][0]
+            raise ValueError(
+                f"{path} holds the weights of another network: {name} is {there.get(name, 'absent')} there and "
+                f"{here.get(name, 'absent')} here; resume with the settings of that run or start a new folder"
+            )
+        for name, value in weights.items():
             scatter(value, targets[name])
         for index, average in enumerate(self.ema.averages):
             values = checkpoint.read_tensors(path / checkpoint.average_name(index))

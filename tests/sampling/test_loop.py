@@ -9,8 +9,8 @@ from trilemma.denoise import CFG, Denoiser, Gaussian, Preconditioned
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import log_snr_grid, uniform_grid
-from trilemma.sample import RULES, ProgressBar, Trajectory, ddim, ddpm, get_rule, run, sample, together
-from trilemma.sample.loop import check_grid
+from trilemma.sampling import RULES, ProgressBar, Trajectory, ddim, ddpm, get_rule, run, sample, together
+from trilemma.sampling.loop import check_grid
 
 TS = uniform_grid(Flow(), 6)
 

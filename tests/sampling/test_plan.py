@@ -10,7 +10,7 @@ from trilemma.denoise import Gaussian
 from trilemma.numerics.noise import Noise
 from trilemma.process import PROCESSES, VP, Flow
 from trilemma.process.grid import karras_grid, log_snr_grid
-from trilemma.sample import RULES, Plan, exponential, get_rule, run, sample
+from trilemma.sampling import RULES, Plan, exponential, get_rule, run, sample
 
 PLANS = [name for name in RULES if isinstance(get_rule(name)(VP(), log_snr_grid(VP(), 3)), Plan)]
 

@@ -127,7 +127,7 @@ def sample(
         denoiser: any denoiser, guided or wrapped.
         shape: ``(B, ...)``.
         grid: times, shape ``(N+1,)``, decreasing; see ``trilemma.process.grid``.
-        rule: how to step; see ``trilemma.sample.RULES``.
+        rule: how to step; see ``trilemma.sampling.RULES``.
         seeds: an integer, one integer per item, or a ``torch.Generator``. An item depends on its own seed, not on the batch.
         x: the state at ``grid[0]``; drawn from N(0, sigma^2) if not given.
         hook: called with a :class:`Progress` after every step; a true value stops and returns the state as it is.

@@ -14,7 +14,7 @@ from trilemma.numerics.noise import Noise
 from trilemma.numerics.tableau import EULER
 from trilemma.process import EDM, PROCESSES, VP, Cosine, Flow, FromBetas, SubVP, cosine_betas
 from trilemma.process.grid import karras_grid, log_snr_grid, trailing_grid
-from trilemma.sample import RULES, churn, ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential, runge_kutta, sample
+from trilemma.sampling import RULES, churn, ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential, runge_kutta, sample
 
 CHAINS = {"ddpm": FromBetas(), "iddpm": FromBetas(cosine_betas())}
 every = pytest.mark.parametrize("process", [make() for make in PROCESSES.values()], ids=PROCESSES)
