@@ -314,8 +314,8 @@ def steps(rounds: int) -> list[str]:
     return [
         "## Microseconds a network call, with a network that returns its input",
         "",
-        f"{STEPS} steps; the least of {rounds} turns, less the bare call ({free[0]:.1f} us). `binding` is once a run and spread over",
-        "its calls here; it is not in the columns before it, except in `sample(...)`, which is all that a user waits for.",
+        f"{STEPS} steps; the least of {rounds} turns, less the bare call ({free[0]:.1f} us). `binding` is once a run and spread",
+        "over its calls here; it is not in the columns before it, except in `sample(...)`, which is all that a user waits for.",
         f"Limit {STEP_LIMIT:.0f} us at 16x3x32x32 for deterministic rules; what a draw of noise takes is below.",
         "",
         *table(["sampler", "16x3x32x32", "4x3x2x2", "binding", f"below {STEP_LIMIT:.0f}"], rows),

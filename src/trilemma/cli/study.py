@@ -14,7 +14,7 @@ from ..evaluate import Classifier, Moments, Proportion, class_agreement, frechet
 from ..numerics.noise import Noise
 from ..process import GRIDS
 from ..sampling import ProgressBar, Trajectory, get_rule, sample
-from .sampling import Calls, fast_numbers
+from .sample import Calls, fast_numbers
 
 __all__ = ["Drawn", "Judge", "Method", "copying", "denoising_errors", "draw", "forward_pictures", "reverse_pictures"]
 

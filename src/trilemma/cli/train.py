@@ -236,7 +236,7 @@ def _preview(trainer: "Trainer", data: "DataSet") -> "Tensor":
 
     from ..process import GRIDS
     from ..sampling import dpmpp_2m, sample
-    from .sampling import fast_numbers
+    from .sample import fast_numbers
 
     device = trainer.world.device
     cond = {"label": torch.arange(100, device=device) % data.classes} if data.classes else {}
