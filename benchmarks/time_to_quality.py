@@ -69,10 +69,11 @@ class Foreign(Denoiser):
 
 def ours(images: Tensor, args) -> Run:
     torch.manual_seed(0)
-    model = Preconditioned(build("unet-small", channels=1), Flow(), "velocity", sigma_data=float(images.std()))
+    net = build("unet", channels=1, widths=args.widths, blocks=1, attention=(2,))
+    model = Preconditioned(net, Flow(), "edm", sigma_data=float(images.std()))
     config = TrainConfig(batch=args.batch, lr=args.lr, times=args.times, ema=(args.ema,), steps=10**6)
     trainer = Trainer(model, images, config=config)
-    about = f"unet-small ({count(model)}), flow, batch {config.batch}, lr {config.lr:g}, {config.times}, {args.ema}"
+    about = f"UNet of widths {args.widths} ({count(model)}), flow, batch {config.batch}, lr {config.lr:g}, {config.times}, {args.ema}"
     return Run("trilemma", about, 28, trainer.steps(), trainer.averaged)
 
 
@@ -208,9 +209,10 @@ def main() -> None:
     parser.add_argument("--first", type=float, default=60, help="seconds of training before the first measurement")
     parser.add_argument("--patience", type=float, default=3.0, help="peers stop after this many times our time")
     parser.add_argument("--only", nargs="*", default=["lucidrains", "diffusers", "diffusers_small"])
-    parser.add_argument("--batch", type=int, default=TrainConfig.batch)
-    parser.add_argument("--lr", type=float, default=TrainConfig.lr)
-    parser.add_argument("--times", default=TrainConfig.times)
+    parser.add_argument("--widths", type=int, nargs="*", default=[32, 64, 64])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--times", default="logit_normal")
     parser.add_argument("--ema", default=TrainConfig.ema[0])
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ BELOW["baselines"] = BELOW["train"]
 BELOW["data"] = {"numerics"}  # tensors in model units; no model in sight
 BELOW["evaluate"] = {"numerics"}  # sees tensors only
 BELOW["hub"] = _LIBRARY | {"train"}
-BELOW["cli"] = set(BELOW) - {"cli"} | {"cli"}
+BELOW["cli"] = set(BELOW)
 BELOW["app"] = set(BELOW)
 
 # inside a package of floors 0 to 2, a module knows only modules to its left

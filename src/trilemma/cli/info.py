@@ -60,7 +60,7 @@ def _list() -> str:
         [name, kind, ", ".join(f"{key}={value}" for key, value in options.items())]
         for name, (kind, options) in PRESETS.items()
     ]
-    processes = [[name, first_line(type(make()))] for name, make in PROCESSES.items()]
+    processes = [[name, first_line(make)] for name, make in PROCESSES.items()]
     rules = [
         [name, "law" if entry.stochastic else f"order {entry.order}", f"{entry.calls} a step", entry.about]
         for name, entry in RULES.items()

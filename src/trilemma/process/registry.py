@@ -12,6 +12,22 @@ from .gaussian import EDM, VE, VP, Cosine, Flow, GaussianProcess, Shifted, Sigmo
 
 __all__ = ["PROCESSES", "process_from_config", "process_to_config"]
 
+
+def _ddpm() -> FromBetas:
+    """DDPM's chain of a thousand steps, betas linear from 1e-4 to 0.02."""
+    return FromBetas(linear_betas())
+
+
+def _iddpm() -> FromBetas:
+    """The cosine schedule of improved DDPM, a chain of a thousand steps."""
+    return FromBetas(cosine_betas())
+
+
+def _ddpm_zero_snr() -> FromBetas:
+    """DDPM's chain, stretched so that its last step leaves no signal."""
+    return FromBetas(zero_terminal_snr(linear_betas()))
+
+
 PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
     "vp": VP,
     "sub_vp": SubVP,
@@ -20,9 +36,9 @@ PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
     "flow": Flow,
     "cosine": Cosine,
     "sigmoid": Sigmoid,
-    "ddpm": FromBetas,
-    "iddpm": lambda: FromBetas(cosine_betas()),
-    "ddpm_zero_snr": lambda: FromBetas(zero_terminal_snr(linear_betas())),
+    "ddpm": _ddpm,
+    "iddpm": _iddpm,
+    "ddpm_zero_snr": _ddpm_zero_snr,
 }
 """Every process by its name, with the published settings."""
 
