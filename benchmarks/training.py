@@ -230,7 +230,9 @@ def main() -> None:
         "# Training speed",
         "",
         f"{date.today()}. {machine()}.",
-        "Command: `python " + " ".join(["benchmarks/training.py", *sys.argv[1:]]) + "`.",
+        "Command: `python "
+        + " ".join(["benchmarks/training.py", *("EDM" if a == args.edm else a for a in sys.argv[1:])])
+        + "`.",
         "",
     ]
     for channels in args.channels:
