@@ -235,6 +235,11 @@ def main() -> None:
         + "`.",
         "",
     ]
+    text += [
+        "Every candidate takes its turn in each round. azula's UNet is built as its defaults are, without attention; the",
+        "others have it at least at the lowest resolution, trilemma in every block there.",
+        "",
+    ]
     for channels in args.channels:
         text += measure(channels, args.rounds, args.edm, args.only, args.clock)
     print("\n".join(text))
