@@ -11,12 +11,26 @@ import math
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 
 from trilemma.denoise import Covariances, MixtureDenoiser
 from trilemma.process import EDM, PROCESSES, VP, Cosine, FromBetas, Shifted, Sigmoid, linear_betas
 
 F64 = torch.float64
+
+FAST = (
+    "vp",
+    "flow",
+    "edm",
+    "ddpm_zero_snr",
+)  # one process of each kind: what is costly runs over the others in the slow tier
+
+
+def registry(*names):
+    """All processes of the registry as parameters of a test, those not named marked slow."""
+    return [pytest.param(make(), id=p, marks=() if p in names else pytest.mark.slow) for p, make in PROCESSES.items()]
+
 
 # every process of the registry, and some of other settings
 PROCESS_CASES = {

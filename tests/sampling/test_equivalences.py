@@ -193,7 +193,7 @@ def test_exact_second_order(process):
             assert of_plan(on_eps, i, x, d) == pytest.approx(expected, rel=1e-7, abs=1e-8)
 
 
-@pytest.mark.parametrize("process", [VP(), Flow(), EDM(), SubVP()], ids=["vp", "flow", "edm", "sub_vp"])
+@pytest.mark.parametrize("process", [SubVP(), Flow()], ids=["sub_vp", "flow"])
 @pytest.mark.parametrize("tau", [0.0, 0.4, 1.0, 1.5])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_any_order_is_the_predictor_of_sa_solver(order, tau, process):
