@@ -380,7 +380,7 @@ def noise(rounds: int) -> list[str]:
                 f"{randn_min * 1e6:.0f}",
                 f"{own_min / randn_min:.2f}",
                 f"{own_mid / randn_mid:.2f}",
-                "yes" if own_min / randn_min <= 2 else "**no**",
+                "" if len(shape) == 2 else "yes" if own_min / randn_min <= 2 else "**no**",
             )
         )
     share, step_ms, precision, size_m = training_share(max(3, rounds // 10))

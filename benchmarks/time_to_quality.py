@@ -223,7 +223,7 @@ def main() -> None:
             torch.from_numpy(file[f"{part}_images"])[:, None].float() / 127.5 - 1 for part in ("train", "test")
         )
         labels = torch.from_numpy(file["train_labels"]).long()
-    classifier = train_classifier(train, labels, classes=10, steps=600)
+    classifier = train_classifier(train, labels, classes=10, steps=400, width=16)
     reference = Moments.of(classifier.read(train).features)
 
     def distance(x: Tensor) -> float:
