@@ -43,8 +43,10 @@ def test_from_noise_to_data(name, process):
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_from_the_middle(name):
-    """A start where the denoiser already bends, as after encoding or for a restart: the first steps must be of the order too."""
-    assert order_of(name, EDM(), -2.0, 3.0) >= RULES[name].order - 0.25
+    """A start where the denoiser already bends, as after encoding: a rule of one call a step cannot start better than h^3."""
+    entry = RULES[name]
+    order = min(entry.order, 3) if entry.calls == 1 else entry.order
+    assert order_of(name, EDM(), -2.0, 3.0) >= order - 0.25
 
 
 @pytest.mark.parametrize("process", PROCESS_CASES.values(), ids=PROCESS_CASES)

@@ -154,6 +154,8 @@ class Preconditioned(Denoiser):
         """E[x | x_t] by one call of the network."""
         c_skip, c_out, c_in, c_time = self._coefficients(t, x_t)
         out = self._net(x_t, c_in, c_time, cond)
+        if isinstance(c_out, float):
+            return Gaussian(torch.add(c_skip * x_t, out, alpha=c_out))
         return Gaussian(c_skip * x_t + c_out * out)
 
 

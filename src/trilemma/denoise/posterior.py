@@ -9,7 +9,7 @@ from torch import Tensor
 __all__ = ["Categorical", "Gaussian"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Gaussian:
     """A Gaussian with independent coordinates, or only its mean.
 
@@ -31,7 +31,7 @@ class Gaussian:
         return Gaussian(other.mean.lerp(self.mean, w), self.var)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Categorical:
     """Independent categorical laws of tokens.
 

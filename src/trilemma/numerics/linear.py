@@ -61,7 +61,7 @@ def gmres(
         b: right-hand sides, shape ``(B, ...)``.
         x: first guess; zero if not given.
         steps: dimension of the Krylov space.
-        rtol: directions below this share of the first residual are left out.
+        rtol: a new direction below this share of the product it comes from is left out.
 
     Cost:
         At most ``steps`` products (one more with a first guess), and memory for as many copies of ``b``.
@@ -116,14 +116,14 @@ def moments(h: float, count: int, *, end: bool) -> list[float]:
     [0.632121, 0.367879]
     """
     if h < 1:  # the recursions below cancel; these series do not
-        if end:  # sum_n (-h)^n k! / (k + 1 + n)!
-            return [
-                h ** (k + 1) * sum((-h) ** n * math.exp(math.lgamma(k + 1) - math.lgamma(k + 2 + n)) for n in range(20))
-                for k in range(count)
-            ]
-        return [
-            h ** (k + 1) * sum((-h) ** n / (math.factorial(n) * (k + 1 + n)) for n in range(20)) for k in range(count)
-        ]
+        out = []
+        for k in range(count):
+            total, term = 0.0, h ** (k + 1) / (k + 1 if end else 1)
+            for n in range(20):  # sum_n (-h)^n k! / (k + 1 + n)!, or sum_n (-h)^n / (n! (k + 1 + n))
+                total += term if end else term / (k + 1 + n)
+                term *= -h / (k + 2 + n if end else n + 1)
+            out.append(total)
+        return out
     decay = math.exp(-h)
     out = [-math.expm1(-h)]
     for k in range(1, count):
@@ -139,13 +139,19 @@ def lagrange_weights(nodes: Sequence[float], h: float, *, end: bool) -> list[flo
         h: its length.
         end: as in :func:`moments`.
 
+    Source: Bjorck and Pereyra 1970, "Solution of Vandermonde systems of equations": no matrix, and errors of a few roundings.
+
     >>> [round(w, 6) for w in lagrange_weights([0.0], 1.0, end=True)]
     [0.632121]
     """
-    count = len(nodes)
-    if count == 1:
-        return moments(h, 1, end=end)
-    scale = max(abs(u) for u in nodes)
-    powers = torch.tensor([[(u / scale) ** k for u in nodes] for k in range(count)], dtype=torch.float64)
-    target = torch.tensor([m / scale**k for k, m in enumerate(moments(h, count, end=end))], dtype=torch.float64)
-    return [float(b) for b in torch.linalg.solve(powers, target)]
+    n = len(nodes)
+    b = moments(h, n, end=end)
+    for k in range(n - 1):  # the moments of Newton's polynomials, then of Lagrange's
+        for i in range(n - 1, k, -1):
+            b[i] -= nodes[k] * b[i - 1]
+    for k in range(n - 2, -1, -1):
+        for i in range(k + 1, n):
+            b[i] /= nodes[i] - nodes[i - k - 1]
+        for i in range(k, n - 1):
+            b[i] -= b[i + 1]
+    return b

@@ -1,11 +1,12 @@
 """Seeded noise in which item ``i`` depends on its own seed and on a position, and on nothing else.
 
 Not on the batch it is in, the number of devices, the order of calls or any global state: a picture is found again from its
-seed. The generator is counter based. With M the finaliser of SplitMix64, a bijection of 64-bit words,
+seed. The generator is counter based: SplitMix64 from a start of its own for every (seed, position), with a second key in the
+middle. With h_1 and h_2 the two rounds of its finaliser M, bijections of 64-bit words,
 
-    bits(seed, position, j) = M(M(gamma j + k_1) ^ k_2),     k_1, k_2 = hash(seed, position)                 (1)
+    bits(seed, position, j) = h_2(h_1(gamma j + k_1) ^ k_2),     k_1, k_2 = hash(seed, position),            (1)
 
-gives two 32-bit uniforms for the pair ``j`` of elements, and Box and Muller's transform turns them into two normals,
+of which 2 j words of 32 bits make the two uniforms of ``j`` pairs, and Box and Muller's transform turns them into normals,
 
     r = sqrt(-2 ln u_1),   z_1 = r cos(2 pi u_2),   z_2 = r sin(2 pi u_2).                                   (2)
 
@@ -42,11 +43,20 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _mix_(z: Tensor) -> Tensor:
-    """M of (1) on int64 words, in place. ``>>`` copies the sign on int64, so the copies are masked away."""
+def _mix_(z: Tensor, key: Tensor | None = None) -> Tensor:
+    """M on int64 words, in place, with ``key`` after the first round as in (1).
+
+    ``>>`` copies the sign on int64, so the copies are masked away. One buffer serves all shifts: memory is what this costs.
+    """
+    part = torch.empty_like(z)
     for shift, factor in _MIX:
-        z.bitwise_xor_((z >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(_signed(factor))
-    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
+        torch.bitwise_right_shift(z, shift, out=part)
+        z.bitwise_xor_(part.bitwise_and_((1 << (64 - shift)) - 1)).mul_(_signed(factor))
+        if key is not None:
+            z.bitwise_xor_(key)
+            key = None
+    torch.bitwise_right_shift(z, 31, out=part)
+    return z.bitwise_xor_(part.bitwise_and_((1 << 33) - 1))
 
 
 def item_seeds(seed: int, n: int) -> Tensor:
@@ -135,13 +145,11 @@ class Noise:
     def _bits(self, count: int, device: torch.device) -> Tensor:
         """(1): int64 words of shape ``(n, count)``."""
         if device not in self._keys:
-            seeds = self.seeds.to(device)
+            seeds = self.seeds.to(device)[:, None]
             self._keys[device] = (_mix_(seeds + _signed(_GAMMA)), _mix_(seeds ^ _signed(~_GAMMA)))
         first, second = self._keys[device]
-        k1 = _mix_(first + _signed(self._position))
-        k2 = second ^ _signed(_mix_int(self._position))
-        z = torch.arange(count, device=device).mul_(_signed(_GAMMA)) + k1[:, None]
-        return _mix_(_mix_(z).bitwise_xor_(k2[:, None]))
+        steps = torch.arange(count, device=device).mul_(_signed(_GAMMA)).add_(_signed(self._position))
+        return _mix_(steps + first, key=second ^ _signed(_mix_int(self._position)))
 
     def _check(self, shape: Sequence[int]) -> int:
         if len(shape) == 0 or shape[0] != self.n:
@@ -159,19 +167,20 @@ class Noise:
             device: where they are made.
 
         Returns:
-            Shape ``shape``. Largest possible absolute value: 6.8 (32 bits of resolution).
+            Shape ``shape``. Largest possible absolute value: 6.66 (31 bits of resolution).
         """
         size = self._check(shape)
         half = (size + 1) // 2
         real = torch.float64 if dtype == torch.float64 else torch.float32
-        bits = self._bits(half, torch.device(device))
-        # (2); the low and the high word. u_1 in (0, 1): the half keeps ln u_1 finite, and rounding to 1 gives r = 0.
-        radius = (bits & 0xFFFFFFFF).to(real).add_(0.5).mul_(2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
-        angle = (bits >> 32).to(real).mul_(2 * math.pi * 2.0**-32)  # in [-pi, pi): the sign of >> does no harm
-        out = torch.empty(self.n, 2 * half, dtype=real, device=device)
-        torch.mul(radius, angle.cos(), out=out[:, :half])
-        torch.mul(radius, angle.sin_(), out=out[:, half:])
-        return out[:, :size].reshape(tuple(shape)).to(dtype)
+        words = self._bits(half, torch.device(device)).view(torch.int32).to(real)
+        radius, angle = words[:, :half], words[:, half:]
+        # (2), in place. u_1 in (0, 1) from 31 bits: the half keeps ln u_1 finite, and rounding to 1 gives r = 0.
+        radius.abs_().add_(0.5).mul_(2.0**-31).log_().mul_(-2).clamp_(min=0).sqrt_()
+        angle.mul_(math.pi * 2.0**-31)  # in [-pi, pi)
+        cos = angle.cos()
+        angle.sin_().mul_(radius)
+        radius.mul_(cos)
+        return words[:, :size].reshape(tuple(shape)).to(dtype)
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Standard normal numbers with the shape, type and device of ``x``."""

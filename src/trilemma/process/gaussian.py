@@ -373,26 +373,41 @@ class Sigmoid(VariancePreserving):
     end: float = 3.0
     tau: float = 1.0
 
-    def _between(self, low: Tensor, high: Tensor) -> Tensor:
-        """S(high) - S(low) for arguments divided by tau, without cancellation: e^-low (1 - e^(low-high)) S(low) S(high)."""
-        return torch.exp(-low) * -torch.expm1(low - high) * torch.sigmoid(low) * torch.sigmoid(high)
+    def _between(self, low: Tensor, gap: Tensor) -> Tensor:
+        """S(low + gap) - S(low) for arguments divided by tau, without cancellation: e^-low (1 - e^-gap) S(low) S(low + gap)."""
+        return torch.exp(-low) * -torch.expm1(-gap) * torch.sigmoid(low) * torch.sigmoid(low + gap)
+
+    @property
+    def _width(self) -> float:
+        return (self.end - self.start) / self.tau
 
     @cached_property
     def _span(self) -> float:
-        ends = torch.tensor([self.start, self.end], dtype=torch.float64) / self.tau
-        return float(self._between(ends[0], ends[1]))
+        start, width = torch.tensor([self.start / self.tau, self._width], dtype=torch.float64)
+        return float(self._between(start, width))
 
     def alpha2(self, t: Tensor) -> Tensor:
         """The share of S that is left."""
-        width = (self.end - self.start) / self.tau
-        end = torch.full_like(t, self.end / self.tau)
-        return self._between(end - (1 - t) * width, end) / self._span
+        gap = (1 - t) * self._width
+        return self._between(self.end / self.tau - gap, gap) / self._span
 
     def sigma2(self, t: Tensor) -> Tensor:
         """The share of S that is gone."""
-        width = (self.end - self.start) / self.tau
-        start = torch.full_like(t, self.start / self.tau)
-        return self._between(start, start + t * width) / self._span
+        return self._between(torch.full_like(t, self.start / self.tau), t * self._width) / self._span
+
+    def _time_from(self, low: float, square: Tensor) -> Tensor:
+        """The time after the argument ``low`` at which S has gone ``square`` of its way: with a = e^(-low/tau), q = square span,
+
+        1 - e^-gap = q (1 + a)^2 / (a (1 + q (1 + a))).
+        """
+        a = math.exp(-low / self.tau)
+        q = square * (self._span * (1 + a))
+        return -torch.log1p(-q * (1 + a) / (a * (1 + q))) / self._width
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """In closed form from the nearer end, S being antisymmetric about 1/2: sigma^2 from t = 0, alpha^2 from t = 1."""
+        near, far = torch.sigmoid(-log_snr), torch.sigmoid(log_snr)
+        return torch.where(log_snr > 0, self._time_from(self.start, near), 1 - self._time_from(-self.end, far))
 
 
 @dataclass(frozen=True)

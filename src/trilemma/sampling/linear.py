@@ -234,7 +234,8 @@ def exponential(order: int = 1, eta: float = 0.0, *, prediction: str = "x0", pub
         One call a step.
 
     Error:
-        O(h^order) for eta = 0.
+        O(h^order) for eta = 0. Order 4 needs a start where D hardly changes, such as pure noise; from elsewhere its first step
+        leaves an error of O(h^3).
 
     >>> from trilemma.process import EDM
     >>> print(exponential(2)(EDM(sigma_max=1.0), torch.tensor([1.0, 0.5, 0.25, 0.0])))

@@ -21,7 +21,7 @@ class RuleEntry:
 
     Args:
         make: builds the rule, with published settings.
-        order: order of convergence to the probability flow; 0 for stochastic rules, which converge in law.
+        order: order of convergence to the probability flow from pure noise; 0 for stochastic rules.
         calls: calls of the denoiser a step.
         about: one line with the source.
         needs_signal: whether it cannot start where alpha = 0.
@@ -77,7 +77,7 @@ RULES: dict[str, RuleEntry] = {
         lambda: churn(runge_kutta(HEUN), 40.0, low=0.05, high=50.0, inflate=1.003),
         0,
         2,
-        "EDM's stochastic sampler, ImageNet settings (Karras et al. 2022)",
+        "EDM's stochastic sampler, ImageNet settings, Heun on the straight flow (Karras et al. 2022)",
     ),
 }
 """Every rule by its name."""

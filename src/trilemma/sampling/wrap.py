@@ -71,6 +71,9 @@ def churn(inner: Rule, amount: float, *, low: float = 0.0, high: float = math.in
     Cost:
         That of the inner rule.
 
+    Differs:
+        The paper's Heun works in sigma/alpha; ``runge_kutta(HEUN)`` works in sigma/(alpha + sigma), where the end is straighter.
+
     Source: Karras et al. 2022 (arXiv:2206.00364), algorithm 2.
     """
     if amount < 0:
