@@ -73,7 +73,9 @@ def ours(images: Tensor, args) -> Run:
     model = Preconditioned(net, Flow(), "edm", sigma_data=float(images.std()))
     config = TrainConfig(batch=args.batch, lr=args.lr, times=args.times, ema=(args.ema,), steps=10**6)
     trainer = Trainer(model, images, config=config)
-    about = f"UNet of widths {args.widths} ({count(model)}), flow, batch {config.batch}, lr {config.lr:g}, {config.times}, {args.ema}"
+    about = (
+        f"UNet of widths {args.widths} ({count(model)}), flow, batch {config.batch}, lr {config.lr:g}, {config.times}"
+    )
     return Run("trilemma", about, 28, trainer.steps(), trainer.averaged)
 
 

@@ -32,7 +32,7 @@ BELOW["app"] = set(BELOW)
 # inside a package of floors 0 to 2, a module knows only modules to its left
 ORDER = {
     "numerics": "shapes noise tableau ode trace linear",
-    "process": "gaussian betas tokens grid registry times",
+    "process": "gaussian named betas tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
     "sampling": "loop plan linear flow wrap tune hooks tokens registry",
 }

@@ -1,8 +1,9 @@
 """Floor 0b: noise processes, time grids and laws of training times."""
 
 from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
-from .gaussian import EDM, VE, VP, Cosine, Flow, GaussianProcess, Shifted, Sigmoid, SubVP
+from .gaussian import GaussianProcess, Shifted
 from .grid import GRIDS
+from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 from .registry import PROCESSES, process_from_config, process_to_config
 from .times import TIMES, LogitNormal, LogNormalSigma, TimeLaw, Uniform
 

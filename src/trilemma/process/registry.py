@@ -8,7 +8,8 @@ from typing import Any
 
 from .._names import unknown
 from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
-from .gaussian import EDM, VE, VP, Cosine, Flow, GaussianProcess, Shifted, Sigmoid, SubVP
+from .gaussian import GaussianProcess, Shifted
+from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 
 __all__ = ["PROCESSES", "process_from_config", "process_to_config"]
 
