@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["lucidrains", "diffusers", "diffusers_small"])
     parser.add_argument("--widths", type=int, nargs="*", default=[32, 64, 64])
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--times", default="logit_normal")
     parser.add_argument("--ema", default=TrainConfig.ema[0])
     args = parser.parse_args()
