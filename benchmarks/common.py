@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT / "src") not in sys.path:
     sys.path.insert(0, str(ROOT / "src"))
 
-__all__ = ["ROOT", "document", "kdiffusion", "machine", "optional", "table", "versions"]
+__all__ = ["ROOT", "document", "kdiffusion", "machine", "optional", "repair_torchvision", "table", "versions"]
 
 
 def machine() -> str:
@@ -51,6 +51,22 @@ def optional(name: str) -> ModuleType | None:
         return importlib.import_module(name)
     except ImportError:
         return None
+
+
+def repair_torchvision() -> object:
+    """Let a torchvision whose compiled part does not fit this torch import; peers need only its Python part."""
+    try:
+        import torchvision  # noqa: F401
+    except ImportError:
+        pass
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.startswith("torchvision")]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor a) -> Tensor")
+        return library  # the definitions live as long as this does
+    return None
 
 
 def kdiffusion() -> ModuleType | None:

@@ -244,6 +244,7 @@ def main() -> None:
         "diffusers": lambda: diffusers(train, args, small=False),
         "diffusers_small": lambda: diffusers(train, args, small=True),
     }
+    keep = common.repair_torchvision()  # noqa: F841
     missing = []
     for name in args.only:
         try:

@@ -17,16 +17,13 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-if find_spec("trilemma") is None:  # the peers' environment
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
+import common  # puts src on the path
 from trilemma.nets import build, memory_format, recommended_precision
 
 BATCH = 64
@@ -107,22 +104,6 @@ PEERS: dict[str, Callable[[int, str | None], nn.Module]] = {
     "azula UNet": azula,
     "NVlabs SongUNet": songunet,
 }
-
-
-def repair_torchvision() -> object:
-    """Let a torchvision whose compiled part does not fit this torch import; peers need only its Python part."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        pass
-    except RuntimeError:
-        for name in [name for name in sys.modules if name.startswith("torchvision")]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor a) -> Tensor")
-        return library  # the definitions live as long as this does
-    return None
 
 
 def gflops(net: nn.Module, channels: int) -> float:
@@ -225,7 +206,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="peers whose name contains one of these")
     parser.add_argument("--out", type=Path, help="write the markdown here")
     args = parser.parse_args()
-    keep = repair_torchvision()  # noqa: F841
+    keep = common.repair_torchvision()  # noqa: F841
     text = [
         "# Training speed",
         "",

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .sampling import run as run
     from .sampling import runge_kutta as runge_kutta
     from .sampling import sample as sample
+    from .train import TrainConfig as TrainConfig
     from .train import Trainer as Trainer
 
 _HOMES = {
@@ -83,14 +84,17 @@ _HOMES = {
     "sampling.registry": "get_rule",
     "sampling.loop": "run sample",
     "sampling.flow": "runge_kutta",
-    "train": "Trainer",
+    "train": "TrainConfig Trainer",
 }
+_MODULES = ("data", "denoise", "evaluate", "nets", "numerics", "process", "sampling", "train")
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'trilemma' has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)

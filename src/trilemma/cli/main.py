@@ -26,7 +26,7 @@ to begin with:
   trilemma train --config digits                            a minute or two; stop it at any time,
   trilemma train --out runs/digits --resume                 and go on from where it was
   trilemma sample runs/digits --n 100 --guidance 2          a picture and an array of samples
-  trilemma train --config images-32 --data photos --resize 32
+  trilemma train --config images-32 --data photos --resize 32 --channels 3
 
 Settings come from defaults, then --config (a preset or a YAML file), then flags. A run keeps all of them in
 config.json. Errors are one sentence and exit status 2; TRILEMMA_TRACEBACK=1 shows where they came from.

@@ -34,7 +34,7 @@ class Sample:
         label: the classes to draw, by name or number, in turn; all of them without it; none for no class.
         guidance: strength of classifier-free guidance; 1 is none, 0 ignores the label.
         seed: of the noise.
-        out: folder to write into; `samples` in a new folder beside the checkpoints without it.
+        out: folder to write into; without it `drawn` in PATH, or the first free drawn-2, drawn-3, ....
         device: auto, cpu, cuda, cuda:1, mps.
         batch: images at once.
         precision: of the network: bf16, fp32, or auto for what is fast on the device.

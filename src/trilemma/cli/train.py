@@ -108,7 +108,7 @@ COMMAND = Train
 def run(settings: Train) -> int:
     """Train; returns the exit status."""
     trainer, main = fit(settings, load_data(settings.data))
-    finished = trainer.step == settings.train.steps
+    finished = trainer.step >= settings.train.steps
     if main:
         print(f"\n{'done' if finished else 'stopped'} at step {trainer.step}; everything is in {settings.out}")
         print(f"go on:   trilemma train --out {settings.out} --resume" + (" --steps N" if finished else ""))
@@ -179,12 +179,19 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
         name, found, value = entry.partition("=")
         if not found:
             raise ValueError(f"net_options has {entry!r}, which should read name=value, as in widths=[32,64]")
-        arguments[name] = yaml.safe_load(value)
+        try:
+            arguments[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"net_options: what follows the = in {entry!r} is not YAML") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = build(options.net, **{"channels": data.shape[0], "classes": data.classes, **arguments})
+        try:
+            net = build(options.net, **{"channels": data.shape[0], "classes": data.classes, **arguments})
+        except TypeError as error:
+            raise ValueError(f"net_options {options.net_options} do not fit {options.net}: {error}") from error
     process = lookup("process", options.process, PROCESSES)()
-    sigma_data = options.sigma_data or float(data.model_units(slice(0, 10_000)).std())
+    measured = float(data.model_units(slice(0, 10_000)).std())
+    sigma_data = measured if options.sigma_data is None else options.sigma_data
     return Preconditioned(net, process, options.target, sigma_data=sigma_data)
 
 

@@ -62,6 +62,17 @@ class Denoiser(nn.Module, ABC):
                 raise unknown("condition", key, self.cond_keys)
 
 
+def _conditions(net: nn.Module) -> frozenset[str]:
+    """The names that a network takes after x and c_time; a network built for no classes takes no label."""
+    inner = getattr(net, "_orig_mod", net)  # of a compiled network
+    parameters = list(inspect.signature(inner.forward if isinstance(inner, nn.Module) else inner).parameters.values())[
+        2:
+    ]
+    names = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    config = getattr(inner, "config", None)
+    return frozenset(names - {"label"} if isinstance(config, dict) and config.get("classes") == 0 else names)
+
+
 class Preconditioned(Denoiser):
     """A network with the affine maps that make it a denoiser,
 
@@ -73,7 +84,7 @@ class Preconditioned(Denoiser):
         net: called as ``net(x, c_time, **cond)`` with ``c_time`` of shape ``(B,)``; keeps the shape of ``x``.
         process: the noise process.
         target: what ``net`` predicts, a row of ``targets.TARGETS``.
-        sigma_data: standard deviation of the data in model units.
+        sigma_data: standard deviation of the data in model units. Like the process and the target, fixed once built.
 
     Raises:
         ValueError: the target is unknown or singular on this process, or sigma_data is not positive.
@@ -98,8 +109,7 @@ class Preconditioned(Denoiser):
         self.target = get_target(target, process)
         self.sigma_data = float(sigma_data)
         self._known: dict[float, tuple[float, float, float, float]] = {}
-        call = net.forward if isinstance(net, nn.Module) else net
-        self.cond_keys = frozenset(list(inspect.signature(call).parameters)[2:])
+        self.cond_keys = _conditions(net)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows beside the network."""

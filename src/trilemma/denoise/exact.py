@@ -5,7 +5,7 @@ For a mixture sum_k w_k N(m_k, C_k) the law of x_t is the mixture of N(alpha m_k
     E[x | x_t] = sum_k r_k(x_t) (m_k + alpha C_k S_k^-1 (x_t - alpha m_k)),                                  (1)
     r_k        = w_k N(x_t; alpha m_k, S_k) / sum_j w_j N(x_t; alpha m_j, S_j),                              (2)
 
-and for a finite data set the same with C_k = 0. All of it is computed in float64.
+and for a finite data set the same with C_k = 0. Mixtures are computed in float64, finite data in their own type.
 """
 
 from __future__ import annotations
@@ -194,11 +194,12 @@ class MixtureDenoiser(Denoiser):
 
     def draw(self, noise: Noise) -> tuple[Tensor, Tensor]:
         """Exact samples of the data, float64 of shape ``(n, *shape)``, and the components they come from, ``(n,)``."""
-        u = noise.at(0).uniform((noise.n,), dtype=torch.float64)
+        device = self.means.device
+        u = noise.at(0).uniform((noise.n,), dtype=torch.float64, device=device)
         edges = self.log_weights.exp().cumsum(0)[:-1]
         k = torch.searchsorted(edges, u)
         cov = self.covariances
-        white = noise.at(1).normal((noise.n, self.means.shape[1]), dtype=torch.float64)
+        white = noise.at(1).normal((noise.n, self.means.shape[1]), dtype=torch.float64, device=device)
         one = Covariances(cov.values[k], None if cov.basis is None else cov.basis[k], cov.floor[k])
         if one.basis is None:
             x = one.values.sqrt() * white
@@ -237,8 +238,10 @@ class FiniteDenoiser(Denoiser):
 
     def __init__(self, process: GaussianProcess, data: Tensor) -> None:
         super().__init__()
-        if data.ndim < 2 or len(data) == 0:
-            raise ValueError(f"data must have shape (N, ...) with N > 0, got {tuple(data.shape)}")
+        if data.ndim < 2 or len(data) == 0 or not data.is_floating_point():
+            raise ValueError(
+                f"data must be floating point of shape (N, ...), N > 0; got {data.dtype} {tuple(data.shape)}"
+            )
         self.process = process
         self.item_shape = tuple(data.shape[1:])
         self.register_buffer("data", data.flatten(1))

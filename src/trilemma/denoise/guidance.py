@@ -88,7 +88,9 @@ class Guided(_Wrapper):
         strong = self.model(x_t, t, **cond)
         out = strong.blend(self.weak(x_t, t, **cond), self.scale)
         if self.rescale:
-            ratio = strong.mean.flatten(1).std(1) / out.mean.flatten(1).std(1).clamp(min=1e-12)
+            ratio = strong.mean.flatten(1).std(1, correction=0) / out.mean.flatten(1).std(1, correction=0).clamp(
+                min=1e-12
+            )
             out = Gaussian(out.mean * pad(1 + self.rescale * (ratio - 1), out.mean), out.var)
         return out
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -102,12 +103,12 @@ class Noise:
                 raise ValueError("a torch.Generator does not say how many items there are; give n")
             limit = torch.iinfo(torch.int64).max
             seeds = torch.randint(limit, (n,), generator=seeds, device=seeds.device, dtype=torch.int64).cpu()
-        elif isinstance(seeds, int):
+        elif isinstance(seeds, int | Integral):
             if n is None:
                 raise ValueError(
                     f"the single seed {seeds} does not say how many items there are; give n or one seed per item"
                 )
-            seeds = item_seeds(seeds, n)
+            seeds = item_seeds(int(seeds), n)
         elif not isinstance(seeds, Tensor):
             seeds = torch.tensor([_signed(int(s)) for s in seeds], dtype=torch.int64)
         if seeds.ndim != 1 or seeds.dtype != torch.int64:

@@ -24,6 +24,12 @@ from .gaussian import GaussianProcess, VariancePreserving
 __all__ = ["EDM", "VE", "VP", "Cosine", "Flow", "Sigmoid", "SubVP"]
 
 
+def _require(holds: bool, process: GaussianProcess, what: str) -> None:
+    """Refuse settings that make no process."""
+    if not holds:
+        raise ValueError(f"{process} is no process; it needs finite {what}")
+
+
 @dataclass(frozen=True)
 class VP(VariancePreserving):
     """Variance preserving, beta(t) linear: alpha^2 = e^(-B), B = t beta_min + t^2 (beta_max - beta_min) / 2.
@@ -40,6 +46,9 @@ class VP(VariancePreserving):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.beta_min <= self.beta_max < math.inf, self, "0 < beta_min <= beta_max")
 
     def _b(self, t: Tensor) -> Tensor:
         return t * (self.beta_min + t * ((self.beta_max - self.beta_min) / 2))
@@ -77,6 +86,9 @@ class SubVP(GaussianProcess):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
+    def __post_init__(self) -> None:
+        _require(0 < self.beta_min <= self.beta_max < math.inf, self, "0 < beta_min <= beta_max")
+
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of the signal."""
         return VP(self.beta_min, self.beta_max).alpha(t)
@@ -108,6 +120,9 @@ class VE(GaussianProcess):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.sigma_min < self.sigma_max < math.inf, self, "0 < sigma_min < sigma_max")
 
     @property
     def _log_ratio(self) -> float:
@@ -141,6 +156,9 @@ class EDM(GaussianProcess):
     """
 
     sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.sigma_max < math.inf, self, "sigma_max > 0")
 
     def alpha(self, t: Tensor) -> Tensor:
         """One."""
@@ -225,6 +243,11 @@ class Sigmoid(VariancePreserving):
     end: float = 3.0
     tau: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require(
+            -math.inf < self.start < self.end < math.inf and 0 < self.tau < math.inf, self, "start < end and tau > 0"
+        )
+
     def _between(self, low: Tensor, gap: Tensor) -> Tensor:
         """S(low + gap) - S(low) for arguments divided by tau, without cancellation: e^-low (1 - e^-gap) S(low) S(low + gap)."""
         return torch.exp(-low) * -torch.expm1(-gap) * torch.sigmoid(low) * torch.sigmoid(low + gap)
@@ -248,9 +271,9 @@ class Sigmoid(VariancePreserving):
         return self._between(torch.full_like(t, self.start / self.tau), t * self._width) / self._span
 
     def _time_from(self, low: float, square: Tensor) -> Tensor:
-        """The time after the argument ``low`` at which S has gone ``square`` of its way: with a = e^(-low/tau), q = square span,
+        """The time after the argument ``low`` at which S has gone ``square`` of its way.
 
-        1 - e^-gap = q (1 + a)^2 / (a (1 + q (1 + a))).
+        With a = e^(-low/tau) and q = square span (1 + a):  1 - e^-gap = q (1 + a) / (a (1 + q)).
         """
         a = math.exp(-low / self.tau)
         q = square * (self._span * (1 + a))

@@ -1,7 +1,7 @@
 """Floor 2: sampling."""
 
 from .flow import flow_field, runge_kutta
-from .hooks import ProgressBar, Trajectory, together
+from .hooks import Preview, ProgressBar, Trajectory, together
 from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
 from .loop import Denoise, Hook, Progress, Rule, Step, run, sample
 from .plan import Plan
@@ -13,6 +13,7 @@ __all__ = [
     "Denoise",
     "Hook",
     "Plan",
+    "Preview",
     "Progress",
     "ProgressBar",
     "Rule",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -10,7 +11,7 @@ from tqdm.auto import tqdm
 
 from .loop import Hook, Progress
 
-__all__ = ["ProgressBar", "Trajectory", "together"]
+__all__ = ["Preview", "ProgressBar", "Trajectory", "together"]
 
 
 class ProgressBar:
@@ -75,6 +76,25 @@ class Trajectory:
             self.x.append(progress.x.clone())
             if progress.x0 is not None:
                 self.x0.append(progress.x0.clone())
+
+
+class Preview:
+    """Shows the denoiser's guess at the clean items along the way.
+
+    Args:
+        show: called with E[x | x_t], shape ``(B, ...)``, and the time; it may draw, write a file or update a page.
+        every: call it every so many steps, and at the last one.
+    """
+
+    def __init__(self, show: Callable[[Tensor, float], object], every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.show, self.every = show, every
+
+    def __call__(self, progress: Progress) -> None:
+        """Show this guess if it is its turn."""
+        if progress.x0 is not None and (progress.i % self.every == 0 or progress.i == progress.n):
+            self.show(progress.x0, progress.t)
 
 
 def together(*hooks: Hook) -> Hook:

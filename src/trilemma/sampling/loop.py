@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoise.denoiser import Denoiser
 from ..denoise.posterior import Gaussian
@@ -149,8 +150,11 @@ def sample(
     1.0
     """
     ts = check_grid(grid)
-    cond = cond or {}
+    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
+    cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
     denoiser.check_cond(cond)
+    if any(m.training and m.p > 0 for m in denoiser.modules() if isinstance(m, nn.Dropout)):
+        raise ValueError("the denoiser is in training mode and drops units at random; call .eval() on it first")
     shape = tuple(shape)
     noise = Noise(seeds, shape[0])
     for key, value in cond.items():
@@ -159,14 +163,21 @@ def sample(
                 f"the condition {key!r} needs one entry for each of {shape[0]} items, got {tuple(value.shape)}"
             )
     if x is None:
-        like = next((p for p in denoiser.parameters()), torch.empty(0))
-        like = torch.empty(0, device=like.device)
-        x = denoiser.process.prior(shape, noise.at(-1), t=float(ts[0]), like=like)
+        if float(denoiser.process.log_snr(ts[0])) > 0:
+            raise ValueError(f"at t = {float(ts[0])}, where this grid starts, x_t is more signal than noise: give x")
+        x = denoiser.process.prior(shape, noise.at(-1), t=float(ts[0]), like=torch.empty(0, device=device))
     elif tuple(x.shape) != shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, but {shape} was asked for")
-    elif not bool(torch.isfinite(x).all()):
-        raise ValueError("x has NaN or infinite entries")
-    step = rule(denoiser.process, ts)
+    elif not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
+    else:
+        x = x.to(device)
+    try:
+        step = rule(denoiser.process, ts)
+    except TypeError as error:
+        raise ValueError(
+            f"rule must be one such as ddpm, ddim() or get_rule('dpmpp_2m'), got {rule!r}: {error}"
+        ) from error
     times = ts.tolist()
     latest: Tensor | None = None
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .._optional import require
 from ..numerics.noise import Noise
+from ..process.gaussian import GaussianProcess
 from .loop import Carry, Denoise, check_grid
 
 __all__ = ["Plan"]
@@ -101,6 +102,18 @@ class Plan:
         if c:
             out.add_(noise.normal_like(x), alpha=c)
         return out, (xs, ds)
+
+    def rule(self, process: GaussianProcess, ts: Tensor) -> Plan:
+        """This plan as a rule for its own times: ``sample(model, shape, plan.ts, plan.rule)``.
+
+        Raises:
+            ValueError: the times are others.
+        """
+        if not torch.equal(ts, self.ts):
+            raise ValueError(
+                f"this plan belongs to {self.steps} steps of its own; give its times, plan.ts, as the grid"
+            )
+        return self
 
     def __str__(self) -> str:
         def join(row: Tensor) -> str:

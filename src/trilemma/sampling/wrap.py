@@ -66,7 +66,7 @@ def churn(inner: Rule, amount: float, *, low: float = 0.0, high: float = math.in
         inflate: S_noise.
 
     Raises:
-        ValueError: ``amount`` is negative.
+        ValueError: a number is negative, or ``low`` is above ``high``.
 
     Cost:
         That of the inner rule.
@@ -76,6 +76,8 @@ def churn(inner: Rule, amount: float, *, low: float = 0.0, high: float = math.in
 
     Source: Karras et al. 2022 (arXiv:2206.00364), algorithm 2.
     """
-    if amount < 0:
-        raise ValueError(f"the amount of churn must not be negative, got {amount}")
+    if amount < 0 or inflate < 0 or not 0 <= low <= high:
+        raise ValueError(
+            f"churn needs amount >= 0, inflate >= 0 and 0 <= low <= high; got {amount}, {inflate}, {low}, {high}"
+        )
     return Churn(inner, amount, low, high, inflate)
