@@ -39,7 +39,7 @@ class Demo:
     """
 
     out: str = "runs/demo"
-    steps: int = 1200
+    steps: int = 600
     chain: int = 1000
     n: int = 297
     classifier_steps: int = 300
@@ -141,7 +141,7 @@ def _study(settings: Demo, trainer: "Trainer", train: "DataSet", held_out: "Data
             drawn[key] = draw(model, method, labels, judge, shape=shape, seed=seed)
             _line(drawn[key], judge.floor)
         for rule in ("ddpm", "ddim", "dpmpp_2m"):
-            for steps in (3, 5, 7, 10, 20, 50):
+            for steps in (3, 5, 10, 20, 50):
                 sweep.append(
                     draw(model, Method(f"{rule}, {steps} steps", rule, steps), labels, judge, shape=shape, seed=seed)
                 )
