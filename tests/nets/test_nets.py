@@ -258,8 +258,8 @@ def test_wrong_inputs_are_refused_with_the_shape_and_the_fix():
         (lambda: UNet(widths=[16, 40], blocks=1, attention=[1]), "not a multiple of head_width 32"),
         (lambda: DiT(width=34, heads=2), "multiple of 4"),
         (lambda: SelfAttention(10, 3), "not a multiple of heads 3"),
-        (lambda: build("unnet"), "did you mean 'unet'"),
-        (lambda: build("unet", width=3), "did you mean 'widths'"),
+        (lambda: build("unnet"), "unknown network 'unnet'; did you mean 'unet'"),
+        (lambda: build("unet", width=3), "unknown unet argument 'width'; did you mean 'widths'"),
         (lambda: describe(torch.nn.ReLU()), "ReLU is not a registered network"),
     ],
 )

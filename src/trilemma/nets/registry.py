@@ -13,12 +13,12 @@ dit-base   129.38 M   the width and depth of the published DiT-B
 ========== ========== ========================================================
 """
 
-from difflib import get_close_matches
 from inspect import signature
 from typing import Any, cast
 
 from torch import nn
 
+from .._names import unknown
 from .dit import DiT
 from .mlp import MLP
 from .unet import UNet
@@ -50,12 +50,12 @@ def build(name: str, **overrides: Any) -> nn.Module:
     [64, 64]
     """
     if name not in NETS and name not in PRESETS:
-        raise ValueError(f"no network is called {name!r}{_nearest(name, [*NETS, *PRESETS])}")
+        raise unknown("network", name, {**NETS, **PRESETS})
     kind, kwargs = PRESETS.get(name, (name, {}))
     known = list(signature(NETS[kind]).parameters)
     for key in overrides:
         if key not in known:
-            raise ValueError(f"{name} takes no argument {key!r}{_nearest(key, known)}")
+            raise unknown(f"{name} argument", key, known)
     return NETS[kind](**{**kwargs, **overrides})
 
 
@@ -70,9 +70,3 @@ def describe(net: nn.Module) -> dict[str, Any]:
         if type(net) is kind:
             return {"name": name, "kwargs": {**cast(dict[str, Any], net.config)}}
     raise ValueError(f"{type(net).__name__} is not a registered network; add it to NETS to save it by name")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    """The nearest known name as a hint, else all of them."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}"
