@@ -4,12 +4,13 @@ A plan is asked what it does with any past: states and denoised states are rando
 """
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
 import torch
 
-from oracles import F64, PROCESS_CASES, Mixture, flow_truth, log_snr_times, scalar
+from oracles import F64, PROCESS_CASES, Mixture, f64, flow_truth, log_snr_times, scalar
 from trilemma.numerics.noise import Noise
 from trilemma.numerics.tableau import EULER
 from trilemma.process import EDM, PROCESSES, VP, Cosine, Flow, FromBetas, SubVP, cosine_betas
@@ -111,13 +112,24 @@ def test_first_order_by_four_names(process):
 
 @every
 def test_ddim_of_one_is_ddpm(process):
-    """The square root of sigma^2 - c^2 loses up to 1e-8 where the step is long."""
     for ts in (uneven(process), log_snr_grid(process, 12), torch.tensor([1.0, 0.7, 0.2, 0.0], dtype=F64)):
         first, second = ddim(1.0)(process, ts), ddpm(process, ts)
-        scale = process.sigma(ts[1:])[:, None] / process.sigma(ts[:-1])[:, None]
-        assert float(((first.a - second.a).abs() / scale.clamp(min=1e-12)).max()) < 1e-7
-        torch.testing.assert_close(first.b, second.b, rtol=1e-7, atol=2e-8)
+        torch.testing.assert_close(first.a, second.a, rtol=1e-10, atol=0)
+        torch.testing.assert_close(first.b, second.b, rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(first.c, second.c, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.99, 1.0])
+def test_ddim_keeps_its_digits_in_short_and_in_long_steps(eta):
+    """sqrt(sigma_s^2 - c^2) / sigma_t in 50 digits; c is nearly all of sigma_s in a long step with eta = 1."""
+    with localcontext(prec=50):
+        for h in (1e-9, 1e-6, 1e-3, 0.1, 1.0, 5.0, 15.0, 30.0):
+            ts = f64(0.5, 0.5 * math.exp(-h))
+            plan = ddim(eta)(EDM(), ts)
+            ratio = Decimal(float(ts[1])) / Decimal(float(ts[0]))  # e^(-h); sigma is proportional to t, and alpha is 1
+            a = ratio * (1 - Decimal(eta) ** 2 * (1 - ratio**2)).sqrt()
+            assert float(Decimal(float(plan.a[0, 0])) / a - 1) == pytest.approx(0, abs=1e-13)
+            assert float(Decimal(float(plan.b[0, 0])) - (1 - a)) == pytest.approx(0, abs=1e-15)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

@@ -269,8 +269,10 @@ class _DDIM:
         rows = []
         for i in range(len(ts) - 1):
             alpha, sigma = curves.alpha[i + 1], curves.sigma[i + 1]
-            noise = self.eta * sigma * math.sqrt(-math.expm1(-2 * curves.gap(i)))
-            a = math.sqrt(max(sigma**2 - noise**2, 0.0)) / curves.sigma[i]
+            h = curves.gap(i)
+            noise = self.eta * sigma * math.sqrt(-math.expm1(-2 * h))
+            # sigma^2 - noise^2 = sigma^2 (1 - eta^2 (1 - e^(-2h))), as a sum of terms that are not negative
+            a = sigma * math.sqrt((1 - self.eta) * (1 + self.eta) + self.eta**2 * math.exp(-2 * h)) / curves.sigma[i]
             rows.append((a, alpha - a * curves.alpha[i], noise))
         table = torch.tensor(rows, dtype=torch.float64)
         return Plan(ts, table[:, :1], table[:, 1:2], table[:, 2])
