@@ -1,13 +1,16 @@
 """The import graph keeps the floors of DESIGN section 3; the package is light to import; its public names exist."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import trilemma
+from trilemma._optional import require
 
 ROOT = Path(trilemma.__file__).parent
 BASE = {"_names", "_optional", "_version"}  # a few lines each, for everybody
@@ -110,6 +113,23 @@ def test_what_is_never_imported_and_what_only_where_it_is_used(path):
     assert not first & OPTIONAL
     if path.relative_to(ROOT).parts[0] in ("numerics", "process", "denoise"):
         assert outside <= {"torch"} | set(sys.stdlib_module_names)
+
+
+def test_every_extra_that_is_named_can_be_installed():
+    """In calls of ``require`` and in texts: ``pip install "trilemma[data]"``."""
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    asked, told = set(), set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+                asked |= {ast.literal_eval(word.value) for word in node.keywords if word.arg == "extra"}
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                told |= set(re.findall(r'pip install "([\w-]+)\[([\w-]+)\]"', node.value))
+    assert {"data", "train", "datasets"} <= asked <= set(project["optional-dependencies"])
+    assert ("trilemma", "datasets") in told
+    assert told <= {(project["name"], extra) for extra in project["optional-dependencies"]}
+    with pytest.raises(ImportError, match=re.escape(f'pip install "{project["name"]}[data]"')):
+        require("no_such_module", extra="data")
 
 
 def fresh(code):
