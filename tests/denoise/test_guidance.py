@@ -89,6 +89,23 @@ def test_autoguidance_extrapolates_from_the_weak_model():
         )
 
 
+def test_the_weak_model_is_given_the_conditions_that_it_takes():
+    """An unconditional model as the weak one is classifier-free guidance with two networks."""
+    model, (x, label) = Labelled(), items()
+    size = torch.linspace(1, 2, 6, dtype=F64)
+    for w in (0.0, 1.0, 2.5):
+        guided = Guided(model, model.mixture.torch(Flow()), w)
+        torch.testing.assert_close(guided(x, T, label=label).mean, CFG(model, w)(x, T, label=label).mean)
+        with pytest.raises(ValueError, match=r"'lable'.*'label'"):
+            guided(x, T, lable=label)
+
+    class Sized(Labelled):
+        cond_keys = frozenset({"size"})
+
+    expected = 3 * model(x, T, label=label, size=size).mean - 2 * model(x, T, size=size).mean
+    torch.testing.assert_close(Guided(model, Sized(), 3.0)(x, T, label=label, size=size).mean, expected)
+
+
 def test_rescaling_restores_the_standard_deviation_of_each_item():
     model, (x, label) = Labelled(), items()
     strong = model(x, T, label=label).mean

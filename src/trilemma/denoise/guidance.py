@@ -55,7 +55,7 @@ class Guided(_Wrapper):
 
     Args:
         model: the strong denoiser.
-        weak: the weak one, on the same process.
+        weak: the weak one, on the same process; it is given the conditions that it takes, which may be none.
         scale: w; 1 is the strong model and 0 the weak one.
         rescale: in [0, 1]; moves the standard deviation of each answer this far back to that of the strong one.
 
@@ -80,13 +80,14 @@ class Guided(_Wrapper):
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Gaussian:
         """The extrapolated answer."""
+        self.check_cond(cond)
         if self.scale == 1:
             return self.model(x_t, t, **cond)
-        self.weak.check_cond(cond)
+        weak = self.weak(x_t, t, **{key: value for key, value in cond.items() if key in self.weak.cond_keys})
         if self.scale == 0:
-            return self.weak(x_t, t, **cond)
+            return weak
         strong = self.model(x_t, t, **cond)
-        out = strong.blend(self.weak(x_t, t, **cond), self.scale)
+        out = strong.blend(weak, self.scale)
         if self.rescale:
             ratio = strong.mean.flatten(1).std(1, correction=0) / out.mean.flatten(1).std(1, correction=0).clamp(
                 min=1e-12
