@@ -1,10 +1,12 @@
 import contextlib
 import json
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from trilemma.denoise import Covariances, GaussianDenoiser, Preconditioned
 from trilemma.nets import MLP, build
@@ -195,8 +197,9 @@ def test_flips_mirror_whole_items():
 
 def test_settings_that_do_not_fit_are_refused_and_needless_labels_ignored():
     assert len(losses(mlp_trainer(data=(POINTS, torch.zeros(64, dtype=torch.int64))))) == 6
-    with pytest.raises(ValueError, match="flip=0"):
-        losses(mlp_trainer(flip=0.5))
+    for shape in ((2,), (1, 8), (8, 8), (1, 4, 8, 8)):  # sound and video among them, which have other axes
+        with pytest.raises(ValueError, match=rf"{re.escape(str(shape))} is none; set flip=0"):
+            mlp_trainer(data=torch.zeros(64, *shape), flip=0.5)
     with pytest.raises(ValueError, match="uniform times"):
         mlp_trainer(weighting="sigmoid:-1", times="logit_normal:0,1")
     with pytest.raises(ValueError, match="takes 2 arguments"):
@@ -227,9 +230,42 @@ def test_a_learning_rate_that_is_too_high_is_named():
         losses(mlp_trainer(steps=500, lr=100.0, warmup=0, clip=0.0))
 
 
+class Pixels(Dataset):
+    """Points as float pixels and their labels, drawing on the way."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return (POINTS[index] + torch.rand(2)).clamp(0, 1) * 255, 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_on_another_scale_is_refused_before_any_work(workers):
+    model = Preconditioned(MLP(2, width=8, depth=1), Flow(), "velocity")
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"run from 0 to 255, .*\[-1, 1\].*rescale them"):
+        Trainer(model, Pixels(), config=TrainConfig(batch=16, workers=workers))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_items_on_another_scale_are_refused_and_latents_are_not():
+    for data, low in (
+        (POINTS * 1000, "-"),
+        (-255 * POINTS.abs().clamp(max=1), "-255 to -"),
+        (POINTS + 2e20, "2e\\+20"),
+    ):
+        with pytest.raises(ValueError, match=f"training items run from {low}.*rescale them"):
+            mlp_trainer(data=data)
+    mlp_trainer(data=(255 * POINTS.abs().clamp(max=1)).byte())
+    mlp_trainer(data=torch.cat([POINTS, 30 * torch.eye(2), -30 * torch.eye(2)]), batch=68)
+
+
 def test_items_out_of_range_are_named():
-    with pytest.raises(DivergedError, match=r"items of this batch reach 2.*e\+20"):
-        losses(mlp_trainer(data=torch.full((64, 2), 2e20)))
+    data = POINTS.clone()
+    data[mlp_trainer()._batches.indices(16, 17)] = 2e20  # after the first batch
+    with pytest.raises(DivergedError, match=r"step 2: .*items of this batch reach 2.*e\+20"):
+        losses(mlp_trainer(data=data))
 
 
 def test_another_run_is_not_resumed(tmp_path):

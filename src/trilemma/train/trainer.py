@@ -32,6 +32,8 @@ from .objectives import denoising_error, loss_weight, weighting
 
 __all__ = ["Record", "Trainer"]
 
+_LARGEST = 30.0  # absolute value of an item; far beyond that of data in model units
+
 
 class _Draw(IntEnum):
     """What a random number is for."""
@@ -141,6 +143,7 @@ class Trainer:
         first = world.rank * config.accumulate * size
         cuts = [slice(at, at + size) for at in range(first, first + config.accumulate * size, size)]
         self._parts = [(part, items[part]) for part in cuts]  # this process's micro-batches, and their noise
+        self._check_items(size)
 
         if config.compile:
             model.net.compile()
@@ -221,10 +224,6 @@ class Trainer:
         """Mirrored items, and the conditions with some labels hidden."""
         n, config = len(x), self.config
         if config.flip:
-            if x.ndim < 3:
-                raise ValueError(
-                    f"flip mirrors images left to right, and an item of shape {tuple(x.shape[1:])} is none; set flip=0"
-                )
             mirrored = noise.at(_Draw.FLIP).uniform((n,), device=x.device) < config.flip
             x = torch.where(pad(mirrored, x), x.flip(-1), x)
         if label is None or not self._takes_label:
@@ -257,6 +256,21 @@ class Trainer:
             return self._error.no_sync()
         return nullcontext()
 
+    def _check_items(self, n: int) -> None:
+        """Refuse items on another scale, and flips of what is no image, by the first ``n`` items of the run."""
+        with self._reseeded():  # a data set may draw
+            x, _ = next(self._batches.stream(iter([(0, n)]), self.world.device))
+        low, high = (float(end) for end in x.aminmax())
+        if max(-low, high) > _LARGEST:
+            raise ValueError(
+                f"the training items run from {low:g} to {high:g}, and model units are about [-1, 1] or unit variance; "
+                "rescale them, or give bytes as uint8, which are rescaled here"
+            )
+        if self.config.flip and x.ndim != 4:
+            raise ValueError(
+                f"flip mirrors images (C, H, W) left to right, and an item of shape {tuple(x.shape[1:])} is none; set flip=0"
+            )
+
     def _check(self, loss: float, error: float, norm: float, x: Tensor) -> None:
         """Stop a run that went astray, with all that is known about it."""
         finite = math.isfinite(loss) and math.isfinite(norm)
@@ -264,7 +278,7 @@ class Trainer:
         if finite and not self._watch.add(error):
             return
         largest = float(x.abs().max())
-        if not largest < 30:
+        if not largest <= _LARGEST:
             cause = f"the items of this batch reach {largest:g}, model units are about [-1, 1]"
         else:
             cause = f"the learning rate {self.config.learning_rate(self.step):g} is too high"
