@@ -223,6 +223,16 @@ def test_training_without_labels_and_on_a_folder(tmp_path, capsys):
     assert main(["sample", str(tmp_path / "plain"), "--n", "2", "--steps", "1"]) == 0
 
 
+def test_a_run_that_never_hid_a_label_is_not_asked_without_one(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), *TINY, "--steps", "1", "--label-dropout", "0"]) == 0
+    for path in (out, out / "checkpoints" / "step_00000001"):
+        for words in (["--guidance", "2"], ["--guidance", "0"], ["--label", "3", "none"]):
+            assert "never saw any: it was trained with label_dropout=0" in fails(capsys, "sample", path, *words)
+    assert "label_dropout=0" in fails(capsys, "demo", "--out", out)
+    assert main(["sample", str(out), "--n", "2", "--steps", "1", "--label", "3"]) == 0
+
+
 @pytest.mark.slow
 def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"

@@ -75,11 +75,16 @@ class Results:
 def run(settings: Demo) -> int:
     """Train, measure, write; returns the exit status."""
     from ..data import load
+    from ..train import load_model
+    from ..train.checkpoint import checkpoints
     from .config import from_flat, read_yaml
+    from .sample import refuse_unlabelled
     from .story import tell
     from .train import Train, fit
 
     begun = time.perf_counter()
+    if checkpoints(Path(settings.out) / "checkpoints"):  # perhaps of another run, which the demo could not guide
+        refuse_unlabelled(load_model(settings.out)[1])
     plan = from_flat(Train, read_yaml("digits"), source="digits")
     plan = replace(
         plan,

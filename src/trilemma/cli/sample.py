@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "pick_labels", "run"]
+__all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "pick_labels", "refuse_unlabelled", "run"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
         steps: steps of the rule, each of one or more calls of the denoiser.
         grid: how the steps are spread over time: uniform, trailing, karras, log_snr or shifted.
         label: the classes to draw, by name or number, in turn; all of them without it; none for no class.
-        guidance: strength of classifier-free guidance; 1 is none, 0 ignores the label.
+        guidance: strength of classifier-free guidance; 1 is none, 0 ignores the label. Needs a run with label_dropout > 0.
         seed: of the noise.
         out: folder to write into; without it `drawn` in PATH, or the first free drawn-2, drawn-3, ....
         device: auto, cpu, cuda, cuda:1, mps.
@@ -91,6 +91,8 @@ def run(settings: Sample) -> int:
     labels = pick_labels(settings.label, names, settings.n)
     if settings.guidance != 1 and labels is None:
         raise ValueError(f"guidance={settings.guidance:g} needs labels, and there are none here")
+    if labels is not None and (settings.guidance != 1 or "none" in settings.label):
+        refuse_unlabelled(info)
     model.to(device)
     denoiser: Denoiser = model if settings.guidance == 1 else CFG(model, settings.guidance)
     grid = make_grid(model.process, settings.steps)
@@ -185,6 +187,22 @@ def pick_labels(wanted: tuple[str, ...], names: list[str], n: int) -> "Tensor | 
             raise unknown("class", name, [*names, "none"])
     chosen = torch.tensor([numbers[name] for name in wanted] or list(range(len(names))))
     return chosen[torch.arange(n) % len(chosen)]
+
+
+def refuse_unlabelled(info: dict[str, Any]) -> None:
+    """Refuse to ask a model for images without a label, as guidance does, if it never saw one in training.
+
+    Args:
+        info: what the model was saved with.
+
+    Raises:
+        ValueError: its run had ``label_dropout`` 0.
+    """
+    if info.get("label_dropout") == 0:
+        raise ValueError(
+            "guidance and label none ask the model for images without a label, and this one never saw any: it was trained "
+            "with label_dropout=0; train it with --label-dropout 0.1, or sample with --guidance 1 and classes"
+        )
 
 
 def fast_numbers(device: "torch.device", precision: str = "auto") -> AbstractContextManager[Any]:

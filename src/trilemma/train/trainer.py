@@ -133,7 +133,9 @@ class Trainer:
                 "set times='low_discrepancy'"
             )
         self._bf16 = (recommended_precision(world.device) if config.precision == "auto" else config.precision) == "bf16"
-        self._description = checkpoint.model_config(model, {**(info or {}), "ema": list(config.ema)})
+        self._description = checkpoint.model_config(
+            model, {**(info or {}), "ema": list(config.ema), "label_dropout": config.label_dropout}
+        )
         classes = getattr(model.net, "config", {}).get("classes")
         self._takes_label = "label" in model.cond_keys and classes != 0  # a network without classes ignores labels
 
