@@ -14,6 +14,8 @@ from PIL import Image
 
 from trilemma.cli.main import COMMANDS, main
 from trilemma.data import load
+from trilemma.process import VP, Shifted
+from trilemma.train import load_model
 
 PROGRAM = [sys.executable, "-m", "trilemma.cli"]
 TINY = ["--net", "unet", "--net-options", "widths=[16,16]", "blocks=1", "attention=[]", "--batch", "8"]
@@ -77,6 +79,7 @@ def test_errors_are_one_sentence_and_the_switch_shows_where(capsys, monkeypatch,
     out = ["--out", tmp_path / "run"]
     assert "did you mean 'digits'" in fails(capsys, "train", "--data", "digit", *out)
     assert "did you mean 'flow'" in fails(capsys, "train", "--process", "flwo", *out)
+    assert "did you mean 'beta_max'" in fails(capsys, "train", "--process", "vp:beta_mx=10", *out)
     assert "did you mean 'unet-tiny'" in fails(capsys, "train", "--net", "unet-tny", *out)
     assert "did you mean 'widths'" in fails(capsys, "train", "--net", "unet", "--net-options", "width=[8]", *out)
     assert "name=value" in fails(capsys, "train", "--net-options", "widths", *out)
@@ -113,7 +116,7 @@ def test_info_lists_every_registry(capsys):
 
     assert main(["info"]) == 0
     words = capsys.readouterr().out.split()
-    assert {*PRESETS, *PROCESSES, *GRIDS, *RULES} <= {word.strip(",") for word in words}
+    assert {*PRESETS, *PROCESSES, *GRIDS, *RULES, "beta_max=20.0"} <= {word.strip(",") for word in words}
 
 
 # ---------------------------------------------------------------- runs
@@ -201,6 +204,17 @@ def test_resume_goes_on_with_the_settings_of_the_run(trained, tmp_path):
     rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 9))
     assert json.loads((copy / "config.json").read_text())["net_options"][0] == "widths=[16,16]"
+
+
+def test_a_process_with_settings_is_kept_by_the_run(tmp_path):
+    out, entry = tmp_path / "run", "vp:beta_max=10,shift=-1.5"
+    assert main(["train", "--out", str(out), *TINY, "--steps", "1", "--process", entry]) == 0
+    assert main(["train", "--out", str(out), "--resume", "--steps", "2"]) == 0
+    assert json.loads((out / "config.json").read_text())["process"] == entry
+    process = Shifted(VP(beta_max=10.0), -1.5)
+    assert load_model(out)[0].process == process
+    assert main(["sample", str(out), "--n", "2", "--steps", "1"]) == 0
+    assert json.loads((out / "drawn" / "sample.json").read_text())["process"] == str(process)
 
 
 def test_training_without_labels_and_on_a_folder(tmp_path, capsys):

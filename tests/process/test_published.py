@@ -10,6 +10,7 @@ import torch
 from oracles import F64, f64, scalar
 from trilemma.process import (
     EDM,
+    PROCESSES,
     VE,
     VP,
     Cosine,
@@ -21,6 +22,7 @@ from trilemma.process import (
     cosine_betas,
     linear_betas,
     process_from_config,
+    process_from_entry,
     zero_terminal_snr,
 )
 
@@ -150,3 +152,31 @@ def test_bad_configurations_name_the_nearest():
         process_from_config({"class": "FromBeta"})
     with pytest.raises(ValueError, match=r"sigma_maxx.*sigma_max"):
         process_from_config({"class": "EDM", "sigma_maxx": 3.0})
+
+
+def test_entries_of_settings():
+    for name, make in PROCESSES.items():
+        assert process_from_entry(name) == process_from_entry(f"{name}:shift=0") == make()
+    assert process_from_entry("vp:beta_max=10, beta_min=0.2") == VP(0.2, 10.0)
+    assert process_from_entry("edm:sigma_max=4e1,shift=-1") == Shifted(EDM(40.0), -1.0)
+    assert process_from_entry(f"ddpm:shift={2 * math.log(64 / 256)}") == Shifted.for_resolution(FromBetas(), 256)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("flwo", "unknown process 'flwo'; did you mean 'flow'"),
+        ("vp:beta_mx=10", "unknown vp setting 'beta_mx'; did you mean 'beta_max'.* beta_max, beta_min, shift"),
+        ("flow:sigma_max=3", "unknown flow setting 'sigma_max'. There are: shift"),
+        ("vp:10", "'vp:10' should read .* as in 'vp:beta_max=10'"),
+        ("vp:beta_max", "should read"),
+        ("vp:beta_max=ten", "should read"),
+        ("vp:beta_max=10,", "should read"),
+        ("vp:beta_max=0.01", "0 < beta_min <= beta_max"),
+        ("edm:sigma_max=inf", "finite sigma_max"),
+        ("flow:shift=nan", "shift=nan must be a finite number"),
+    ],
+)
+def test_bad_entries_are_refused(entry, message):
+    with pytest.raises(ValueError, match=message):
+        process_from_entry(entry)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -60,7 +61,10 @@ def _list() -> str:
         [name, kind, ", ".join(f"{key}={value}" for key, value in options.items())]
         for name, (kind, options) in PRESETS.items()
     ]
-    processes = [[name, first_line(make)] for name, make in PROCESSES.items()]
+    processes = [
+        [name, ", ".join(f"{p.name}={p.default}" for p in signature(make).parameters.values()), first_line(make)]
+        for name, make in PROCESSES.items()
+    ]
     rules = [
         [name, "law" if entry.stochastic else f"order {entry.order}", f"{entry.calls} a step", entry.about]
         for name, entry in RULES.items()
@@ -69,7 +73,10 @@ def _list() -> str:
         [
             columns("data (--data)", [[name, about] for name, about in FORMATS.items()]),
             columns("networks (--net), their sizes and arguments (--net-options)", nets),
-            columns("processes (--process)", processes),
+            columns(
+                "processes (--process) and their settings, as in vp:beta_max=10; all have shift, as in flow:shift=-1.4",
+                processes,
+            ),
             columns("targets (--target)", [[", ".join(TARGETS)]]),
             columns("laws of training times (--times)", [[", ".join(TIMES)]]),
             columns("weightings of the loss (--weighting)", [[", ".join(WEIGHTINGS)]]),

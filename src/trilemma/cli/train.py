@@ -50,7 +50,8 @@ class ModelOptions:
     Args:
         net: a network or one of its sizes; `trilemma info` lists them.
         net_options: its arguments, as in: widths=[32,64] attention=[1] dropout=0.1
-        process: the noise process.
+        process: the noise process, alone or with settings, as in vp:beta_max=10,shift=-1.4; `trilemma info` lists both. All
+            have shift, which is added to the log-SNR: -1.4 makes up for images of twice the side.
         target: what the network predicts: x0, eps, score, v, velocity or edm.
         sigma_data: standard deviation of the data in model units; measured without it.
         conditional: teach it the labels, where the data has some.
@@ -169,10 +170,9 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
     import torch
     import yaml
 
-    from .._names import lookup
     from ..denoise import Preconditioned
     from ..nets import build
-    from ..process import PROCESSES
+    from ..process import process_from_entry
 
     arguments: dict[str, Any] = {}
     for entry in options.net_options:
@@ -189,7 +189,7 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
             net = build(options.net, **{"channels": data.shape[0], "classes": data.classes, **arguments})
         except TypeError as error:
             raise ValueError(f"net_options {options.net_options} do not fit {options.net}: {error}") from error
-    process = lookup("process", options.process, PROCESSES)()
+    process = process_from_entry(options.process)
     measured = float(data.model_units(slice(0, 10_000)).std())
     sigma_data = measured if options.sigma_data is None else options.sigma_data
     return Preconditioned(net, process, options.target, sigma_data=sigma_data)

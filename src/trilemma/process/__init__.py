@@ -4,7 +4,7 @@ from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
 from .gaussian import GaussianProcess, Shifted
 from .grid import GRIDS
 from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
-from .registry import PROCESSES, process_from_config, process_to_config
+from .registry import PROCESSES, process_from_config, process_from_entry, process_to_config
 from .times import TIMES, LogitNormal, LogNormalSigma, TimeLaw, Uniform
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "cosine_betas",
     "linear_betas",
     "process_from_config",
+    "process_from_entry",
     "process_to_config",
     "zero_terminal_snr",
 ]

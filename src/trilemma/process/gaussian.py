@@ -181,7 +181,7 @@ class Shifted(GaussianProcess):
 
     Args:
         base: the process.
-        shift: what is added to the log-SNR; negative for more noise.
+        shift: what is added to the log-SNR; finite, negative for more noise.
 
     Source: Hoogeboom et al. 2023 (arXiv:2301.11093), equation (4).
 
@@ -193,6 +193,10 @@ class Shifted(GaussianProcess):
 
     base: GaussianProcess
     shift: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.shift):
+            raise ValueError(f"shift={self.shift} must be a finite number")
 
     @classmethod
     def for_resolution(cls, base: GaussianProcess, side: int, reference: int = 64) -> Shifted:

@@ -1,17 +1,18 @@
-"""Names of processes, and their way to JSON and back."""
+"""Names of processes, their entries in settings, and their way to JSON and back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from inspect import signature
 from typing import Any
 
-from .._names import unknown
+from .._names import lookup, unknown
 from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
 from .gaussian import GaussianProcess, Shifted
 from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 
-__all__ = ["PROCESSES", "process_from_config", "process_to_config"]
+__all__ = ["PROCESSES", "process_from_config", "process_from_entry", "process_to_config"]
 
 
 def _ddpm() -> FromBetas:
@@ -29,7 +30,7 @@ def _ddpm_zero_snr() -> FromBetas:
     return FromBetas(zero_terminal_snr(linear_betas()))
 
 
-PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
+PROCESSES: dict[str, Callable[..., GaussianProcess]] = {
     "vp": VP,
     "sub_vp": SubVP,
     "ve": VE,
@@ -44,6 +45,38 @@ PROCESSES: dict[str, Callable[[], GaussianProcess]] = {
 """Every process by its name, with the published settings."""
 
 _CLASSES = {cls.__name__: cls for cls in (VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, FromBetas, Shifted)}
+
+
+def process_from_entry(entry: str) -> GaussianProcess:
+    """The process of an entry in a configuration, ``name`` or ``name:setting=number,setting=number``.
+
+    Every process has, besides its own settings, ``shift``, which is added to its log-SNR (:class:`Shifted`).
+
+    Raises:
+        ValueError: the name or a setting is unknown (the nearest is named), or a value is no number or out of range.
+
+    >>> process_from_entry("vp:beta_max=10")
+    VP(beta_min=0.1, beta_max=10.0)
+    >>> process_from_entry("flow:shift=-1.4")
+    Shifted(base=Flow(), shift=-1.4)
+    """
+    name, _, rest = entry.partition(":")
+    make = lookup("process", name, PROCESSES)
+    known = [*signature(make).parameters, "shift"]
+    settings: dict[str, float] = {}
+    for part in rest.split(",") if rest else ():
+        key, _, value = part.strip().partition("=")
+        try:
+            settings[key] = float(value)
+        except ValueError:
+            raise ValueError(
+                f"{entry!r} should read name or name:setting=number,setting=number, as in 'vp:beta_max=10'"
+            ) from None
+        if key not in known:
+            raise unknown(f"{name} setting", key, known)
+    shift = settings.pop("shift", 0.0)
+    process = make(**settings)
+    return Shifted(process, shift) if shift else process
 
 
 def process_to_config(process: GaussianProcess) -> dict[str, Any]:
