@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..numerics.noise import Noise
 from ..numerics.tableau import EULER, Tableau
 from ..process.gaussian import GaussianProcess
-from .loop import Carry, Denoise, Step
+from .loop import Denoise
+from .stages import Staged
 
 __all__ = ["RungeKutta", "flow_field", "runge_kutta", "scale_at", "time_at", "u_at"]
 
@@ -66,62 +66,38 @@ class RungeKutta:
 
     table: Tableau
 
-    def __call__(self, process: GaussianProcess, ts: Tensor) -> Step:
-        """Everything but the denoiser is linear, so a stage is a row of weights of x and of the D before it, found once."""
-        u, scale = u_at(process, ts), scale_at(process, ts).tolist()
-        plans = []
+    def __call__(self, process: GaussianProcess, ts: Tensor) -> Staged:
+        """The numbers of every step; at t = 0 Euler's."""
+        u, scale = u_at(process, ts), scale_at(process, ts)
+        steps = []
         for i in range(len(ts) - 1):
             table = EULER if ts[i + 1] == 0 else self.table
             at = u[i] + torch.tensor(table.c, dtype=torch.float64) * (u[i + 1] - u[i])
             times = time_at(process, at)
             times[0] = ts[i]
-            rows = _stages(
-                table, float(u[i + 1] - u[i]), at.tolist(), scale[i], scale_at(process, times).tolist(), scale[i + 1]
-            )
-            plans.append((list(times.unbind()), rows[:-1], rows[-1]))
-
-        def step(denoise: Denoise, x: Tensor, i: int, carry: Carry, noise: Noise) -> tuple[Tensor, Carry]:
-            times, stages, last = plans[i]
-            means: list[Tensor] = []
-            for t, row in zip(times, stages):
-                means.append(denoise(_combine(row, x, means) if means else x, t).mean)
-            return _combine(last, x, means), None
-
-        return step
+            scales = torch.cat([scale_at(process, times), scale[i + 1 : i + 2]])
+            steps.append((times, scales[:, None] * _rows(table, float(u[i + 1] - u[i]), at.tolist(), float(scale[i]))))
+        return Staged(steps)
 
 
-def _stages(
-    table: Tableau, h: float, at: list[float], start: float, scales: list[float], end: float
-) -> list[list[float]]:
-    """Weights of (x, D_1, D_2, ...) in x_t at every stage of a step of (1) from ``at[0]``, and in its result.
+def _rows(table: Tableau, h: float, at: list[float], scale: float) -> Tensor:
+    """Weights of (x, D_1, D_2, ...) in w at every stage of a step of (1) from ``at[0]``, and in its result.
 
     Args:
         table: the method.
         h: length of the step in u.
         at: u of every stage.
-        start: alpha + sigma before the step.
-        scales: alpha + sigma at every stage.
-        end: alpha + sigma after the step.
+        scale: alpha + sigma before the step.
     """
     basis = torch.eye(1 + table.stages, dtype=torch.float64)
-    w = basis[0] / start
-    rows: list[list[float]] = []
+    w = basis[0] / scale
+    rows: list[Tensor] = []
     slopes: list[Tensor] = []
-    for i, weights in enumerate(table.a):
-        y = w + h * sum((a * k for a, k in zip(weights, slopes)), torch.zeros_like(w))
-        rows.append((y * scales[i]).tolist())
-        slopes.append((y - basis[1 + i]) / at[i])
-    result = w + h * sum((b * k for b, k in zip(table.b, slopes)), torch.zeros_like(w))
-    return [*rows, (result * end).tolist()]
-
-
-def _combine(row: list[float], x: Tensor, means: list[Tensor]) -> Tensor:
-    """The weighted sum of x and the denoised states."""
-    out = x * row[0]
-    for weight, mean in zip(row[1:], means):
-        if weight:
-            out.add_(mean, alpha=weight)
-    return out
+    for weights in (*table.a, table.b):
+        rows.append(w + h * sum((a * k for a, k in zip(weights, slopes)), torch.zeros_like(w)))
+        if len(slopes) < table.stages:
+            slopes.append((rows[-1] - basis[len(rows)]) / at[len(slopes)])
+    return torch.stack(rows)
 
 
 def runge_kutta(table: Tableau) -> RungeKutta:

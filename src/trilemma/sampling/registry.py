@@ -10,6 +10,10 @@ from ..numerics.tableau import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4
 from .flow import runge_kutta
 from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
 from .loop import Rule
+from .multistep import adams, deis, dpm_solver, gradient_estimation, ipndm
+from .pndm import plms, pndm
+from .singlestep import singlestep
+from .unipc import unipc
 from .wrap import churn
 
 __all__ = ["RULES", "RuleEntry", "get_rule"]
@@ -25,6 +29,8 @@ class RuleEntry:
         calls: calls of the denoiser a step.
         about: one line with the source.
         needs_signal: whether it cannot start where alpha = 0.
+        extra: calls of the first steps beyond those.
+        by_time: whether its numbers depend on how the process counts time, not on the noise levels alone.
     """
 
     make: Callable[[], Rule]
@@ -32,6 +38,8 @@ class RuleEntry:
     calls: int
     about: str
     needs_signal: bool = False
+    extra: int = 0
+    by_time: bool = False
 
     @property
     def stochastic(self) -> bool:
@@ -65,6 +73,26 @@ RULES: dict[str, RuleEntry] = {
         "exponential Euler-Maruyama on eps (Gonzalez et al. 2023)",
         True,
     ),
+    "dpm_solver_2": RuleEntry(
+        lambda: singlestep(2, prediction="eps"), 2, 2, "DPM-Solver-2, singlestep on eps (Lu et al. 2022)", True
+    ),
+    "dpm_solver_3": RuleEntry(
+        lambda: singlestep(3, prediction="eps"), 3, 3, "DPM-Solver-3, singlestep on eps (Lu et al. 2022)", True
+    ),
+    "dpmpp_2s": RuleEntry(lambda: singlestep(2), 2, 2, "DPM-Solver++(2S), singlestep on x0 (Lu et al. 2022)"),
+    "dpmpp_3s": RuleEntry(lambda: singlestep(3), 3, 3, "DPM-Solver++(3S), singlestep on x0 (Lu et al. 2022)"),
+    "dpmpp_sde": RuleEntry(
+        lambda: singlestep(2, 1.0),
+        0,
+        2,
+        "the reverse equation on x0 by singlesteps, k-diffusion's dpmpp_sde (Crowson 2022)",
+    ),
+    "seeds_2": RuleEntry(
+        lambda: singlestep(2, 1.0, prediction="eps"), 0, 2, "SEEDS-2, singlestep on eps (Gonzalez et al. 2023)", True
+    ),
+    "seeds_3": RuleEntry(
+        lambda: singlestep(3, 1.0, prediction="eps"), 0, 3, "SEEDS-3, singlestep on eps (Gonzalez et al. 2023)", True
+    ),
     "consistency": RuleEntry(
         lambda: exponential(1, float("inf")), 0, 1, "denoise, add fresh noise, repeat (Song et al. 2023)"
     ),
@@ -73,6 +101,55 @@ RULES: dict[str, RuleEntry] = {
     "heun": RuleEntry(lambda: runge_kutta(HEUN), 2, 2, "Heun on the straight flow (Karras et al. 2022)"),
     "rk4": RuleEntry(lambda: runge_kutta(RK4), 4, 4, "the classical method on the straight flow"),
     "dopri5": RuleEntry(lambda: runge_kutta(DORMAND_PRINCE), 5, 7, "Dormand-Prince on the straight flow, fixed steps"),
+    **{
+        f"unipc_{p}": RuleEntry(lambda p=p: unipc(p), p + 1, 1, f"UniPC-{p} on x0, B_2 (Zhao et al. 2023)")
+        for p in (1, 2, 3, 4)
+    },
+    **{
+        f"unipc_{p}_bh1": RuleEntry(
+            lambda p=p: unipc(p, variant="bh1"), p + 1, 1, f"UniPC-{p} on x0, B_1 (Zhao et al. 2023)"
+        )
+        for p in (1, 2, 3, 4)
+    },
+    "unipc_3_eps": RuleEntry(lambda: unipc(3, prediction="eps"), 4, 1, "UniPC-3 on eps, B_2 (Zhao et al. 2023)", True),
+    **{
+        f"deis_tab_{p}": RuleEntry(
+            lambda p=p: deis(p),
+            2,
+            1,
+            f"DEIS tAB{p}, started by Euler: second order (Zhang and Chen 2023)",
+            True,
+            by_time=True,
+        )
+        for p in (1, 2, 3)
+    },
+    **{
+        f"deis_rhoab_{p}": RuleEntry(
+            lambda p=p: adams(p + 1), 2, 1, f"DEIS rhoAB{p}, started by Euler: second order (Zhang and Chen 2023)", True
+        )
+        for p in (1, 2, 3)
+    },
+    "lms": RuleEntry(lambda: adams(4), 2, 1, "linear multistep of k-diffusion; equals deis_rhoab_3", True),
+    **{
+        f"ipndm_{p}": RuleEntry(
+            lambda p=p: ipndm(p), 2, 1, f"DDIM with Adams-Bashforth's {p} weights of equal steps: second order", True
+        )
+        for p in (2, 3, 4)
+    },
+    "ipndm_v": RuleEntry(lambda: adams(4), 2, 1, "iPNDM with the weights of the steps taken; equals deis_rhoab_3", True),
+    "pndm": RuleEntry(
+        pndm, 2, 1, "F-PNDM, Runge-Kutta start: second order (Liu et al. 2022)", True, extra=9, by_time=True
+    ),
+    "plms": RuleEntry(plms, 2, 1, "PNDM started by one improved Euler step (Rombach et al. 2022)", True, extra=1),
+    "gradient_estimation": RuleEntry(
+        lambda: gradient_estimation(2.0), 1, 1, "DDIM with 2 eps - last eps (Permenter and Yuan 2024)", True
+    ),
+    "dpm_solver_2m": RuleEntry(
+        lambda: dpm_solver(2), 2, 1, "multistep DPM-Solver-2 on eps as published (Lu et al. 2022)", True
+    ),
+    "dpm_solver_3m": RuleEntry(
+        lambda: dpm_solver(3), 2, 1, "multistep DPM-Solver-3 on eps as published; second order (Lu et al. 2022)", True
+    ),
     "churn": RuleEntry(
         lambda: churn(runge_kutta(HEUN), 40.0, low=0.05, high=50.0, inflate=1.003),
         0,
