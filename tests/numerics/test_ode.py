@@ -10,6 +10,12 @@ from trilemma.numerics.ode import integrate, integrate_adaptive
 from trilemma.numerics.tableau import HEUN, RK4, TABLES, Tableau
 
 F64 = torch.float64
+
+
+def scalar(value):
+    return torch.tensor(value, dtype=F64)
+
+
 tables = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 PAIRS = {name: table for name, table in TABLES.items() if table.error is not None}
 pairs = pytest.mark.parametrize("table", PAIRS.values(), ids=PAIRS)
@@ -55,7 +61,7 @@ def test_observed_order(table):
 @pairs
 def test_observed_order_of_the_embedded_result(table):
     """A lower order than that of the result, or the difference would be no estimate of the error."""
-    lower = dataclasses.replace(table, b=table.embedded, order=table.embedded_order, embedded=None)
+    lower = dataclasses.replace(table, b=table.embedded, order=table.embedded_order, embedded=None, dense=None)
     assert (
         table.embedded_order - 0.25 < observed_order(lower, {1: 256, 2: 64}.get(lower.order, 16)) < table.order - 0.25
     )
@@ -117,6 +123,7 @@ def test_tuple_states_are_their_parts():
         ({"embedded": (1.0,)}, "1 embedded"),
         ({"embedded": (0.9, 0.0)}, "order 1"),
         ({"order": 3}, "order 3"),
+        ({"dense": (1.0, -1.0)}, "next first"),
     ],
 )
 def test_wrong_tables_are_refused(change, word):
@@ -131,6 +138,9 @@ def test_a_wrong_digit_in_any_table_is_found():
             row[0] += 1e-6
             with pytest.raises(ValueError, match=table.name):
                 dataclasses.replace(table, a=(*table.a[:-1], tuple(row)))
+            if table.dense is not None:
+                with pytest.raises(ValueError, match=table.name):
+                    dataclasses.replace(table, dense=(table.dense[0] + 1e-6, table.dense[1] - 1e-6, *table.dense[2:]))
             with pytest.raises(ValueError, match=table.name):
                 dataclasses.replace(table, b=(table.b[0] + 1e-6, table.b[1] - 1e-6, *table.b[2:]))
 
@@ -215,6 +225,49 @@ def test_a_jump_of_tolerance_scale_is_seen():
         torch.zeros(1, 1, dtype=F64), 0.0, 1.0, rtol=1e-8, atol=1e-8, first_step=0.02,
     )  # fmt: skip
     assert float(s.y[0, 0]) == pytest.approx(1, abs=1e-6)
+
+
+@pairs
+@pytest.mark.parametrize("back", [False, True], ids=["forth", "back"])
+def test_observed_order_of_the_continuation(table, back):
+    """Inside one step: the cubic is wrong by h^4, with the quartic term by h^5, for every item and at every place."""
+    places, errors = (0.1, 0.35, 0.5, 0.8, 0.95), []
+    for h in (0.2, 0.05):
+        t0, t1 = (1.0, 1.0 - h) if back else (1.0, 1.0 + h)
+        begin = exact(scalar(t0), START)
+        s = integrate_adaptive(field, begin, t0, t1, rtol=1e3, atol=1e3, table=table, first_step=h, dense=True)
+        assert s.accepted.tolist() == [1] * len(START)
+        at = [t0 + (t1 - t0) * place for place in places]
+        errors.append([float((s.path(t) - exact(scalar(t), START)).norm()) for t in at])
+    order = {"heun": 3, "bogacki_shampine": 4}.get(table.name, 5)  # Heun's own end is only right to h^3
+    for coarse, fine in zip(*errors):
+        assert math.log2(coarse / fine) / 2 > order - 0.25
+
+
+def test_the_solution_in_between():
+    """Items that take other steps, asked at the same times; the ends are the ends; the error follows the tolerance."""
+    for tolerance in (1e-4, 1e-7):
+        s = integrate_adaptive(relax(RATES), Y0, 0.0, 2.0, rtol=tolerance, atol=tolerance, dense=True)
+        torch.testing.assert_close(s.path(0.0), Y0, rtol=0, atol=0)
+        torch.testing.assert_close(s.path(2.0), s.y, rtol=1e-14, atol=1e-14)
+        for t in torch.linspace(0, 2, 41).tolist():
+            error = (s.path(t) - relaxed(RATES, t, Y0)).abs().amax(1)
+            assert bool((error < 20 * tolerance).all()), (t, error.tolist())
+    with pytest.raises(ValueError, match=r"from 0\.0 to 2\.0, not to 2\.1"):
+        s.path(2.1)
+    assert integrate_adaptive(relax(RATES), Y0, 0.0, 2.0, rtol=0.1, atol=0.1).path is None
+
+
+def test_tuples_are_continued_part_by_part():
+    y0 = exact(torch.tensor(0.0, dtype=F64), START)
+
+    def parts(t, state):
+        out = field(t, torch.stack([state[0], state[1][:, 0]], 1))
+        return out[:, 0], out[:, 1:]
+
+    s = integrate_adaptive(parts, (y0[:, 0], y0[:, 1:]), 0.0, 2.0, rtol=1e-8, atol=1e-8, dense=True)
+    x, y = s.path(1.3)
+    torch.testing.assert_close(torch.cat([x[:, None], y], 1), exact(scalar(1.3), START), rtol=0, atol=1e-6)
 
 
 def test_singular_and_undefined_fields_are_named():

@@ -8,6 +8,7 @@ Item b accepts a step when the worst component of the state has
     rms((y' - y*) / (atol + rtol max(|y|, |y'|))) <= 1                                                       (1)
 
 where y* is the embedded result, and the next step is h 0.9 E^(-0.7/k) E_prev^(0.4/k), k the order of y* plus one.   (2)
+Between accepted steps the solution is continued by (3) of ``tableau``.
 
 Source: Hairer, Norsett and Wanner 1993, "Solving ordinary differential equations I", II.4; Gustafsson 1991 for (2).
 """
@@ -24,10 +25,63 @@ from torch import Tensor
 from .shapes import pad, rms
 from .tableau import RK4, TSITOURAS, Tableau
 
-__all__ = ["Solution", "integrate", "integrate_adaptive", "rk_step"]
+__all__ = ["Continuous", "Solution", "integrate", "integrate_adaptive", "rk_step"]
 
 Y = TypeVar("Y", Tensor, tuple[Tensor, ...])
 Parts = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One step of every item: where it began, its length (0 where it was rejected), and what it is continued by."""
+
+    t: Tensor
+    h: Tensor
+    y: Parts
+    change: Parts
+    slopes: tuple[Parts, Parts]
+    quartic: Parts | None
+
+
+@dataclass(frozen=True)
+class Continuous(Generic[Y]):
+    """The solution at every time between its ends, by (3) of ``tableau``; made by :func:`integrate_adaptive`.
+
+    Error:
+        O(h^5) inside a step of Dormand and Prince's or Tsitouras' method, O(h^4) inside those of the others.
+    """
+
+    start: Y
+    span: tuple[float, float]
+    pieces: tuple[_Piece, ...]
+
+    def __call__(self, t: float) -> Y:
+        """The state of all items at one time.
+
+        Raises:
+            ValueError: the time is outside of the solution.
+        """
+        low, high = sorted(self.span)
+        if not low <= t <= high:
+            raise ValueError(f"the solution goes from {self.span[0]} to {self.span[1]}, not to {t}")
+        single = isinstance(self.start, Tensor)
+        out: Parts = cast(Parts, (self.start,) if single else self.start)
+        for piece in self.pieces:
+            x = (t - piece.t) / torch.where(piece.h == 0, torch.nan, piece.h)
+            inside = (x >= 0) & (x <= 1 + 1e-12)  # of two pieces that meet, the later
+            if bool(inside.any()):
+                out = _where(inside, self._inside(piece, x), out)
+        return cast(Y, out[0] if single else out)
+
+    @staticmethod
+    def _inside(piece: _Piece, x: Tensor) -> Parts:
+        out = []
+        for n, (y, change) in enumerate(zip(piece.y, piece.change)):
+            r, h = pad(x, y).to(y.dtype), pad(piece.h, y).to(y.dtype)
+            first, last = (h * slope[n] for slope in piece.slopes)
+            part = y + r * change + r * (r - 1) * ((1 - 2 * r) * change + (r - 1) * first + r * last)
+            out.append(part if piece.quartic is None else part + (r * (1 - r)).square() * piece.quartic[n])
+        return tuple(out)
 
 
 @dataclass(frozen=True)
@@ -39,12 +93,14 @@ class Solution(Generic[Y]):
         calls: evaluations of the field on the whole batch.
         accepted: accepted steps of each item, shape ``(B,)``.
         rejected: rejected steps of each item, shape ``(B,)``.
+        path: the solution in between, if it was asked for.
     """
 
     y: Y
     calls: int
     accepted: Tensor
     rejected: Tensor
+    path: Continuous[Y] | None = None
 
 
 class _Field(Generic[Y]):
@@ -155,6 +211,7 @@ def integrate_adaptive(
     table: Tableau = TSITOURAS,
     first_step: float | None = None,
     max_calls: int = 10_000,
+    dense: bool = False,
 ) -> Solution[Y]:
     """Integrate with a step length of its own for each item.
 
@@ -168,6 +225,7 @@ def integrate_adaptive(
         table: a method with embedded weights.
         first_step: length of the first step; chosen from the field if not given.
         max_calls: give up after so many evaluations.
+        dense: keep the solution in between, as ``path``; memory for five states a step.
 
     Raises:
         ValueError: the method has no error estimate, or a tolerance is not positive.
@@ -203,11 +261,13 @@ def integrate_adaptive(
         guess = torch.where((size > 1e-5) & (speed > 1e-5), 0.01 * size / speed, 1e-6)
         h = guess.clamp(max=abs(span)) * (1.0 if span >= 0 else -1.0)
     before = torch.ones_like(t)  # the error ratio of the last accepted step
+    pieces: list[_Piece] = []
     while True:
         left = float(t1) - t
         active = left != 0
         if not bool(active.any()):
-            return Solution(field.unpack(state), field.calls, accepted, rejected)
+            path = Continuous(y, (float(t0), float(t1)), tuple(pieces)) if dense else None
+            return Solution(field.unpack(state), field.calls, accepted, rejected, path)
         ends = h.abs() >= left.abs() * (1 - 1e-12)
         h = torch.where(ends, left, h)  # lands exactly; finished items stay with h = 0
         if field.calls >= max_calls or bool((active & (t + h == t)).any()):
@@ -223,10 +283,14 @@ def integrate_adaptive(
         ratio = _ratio(_move(zeros, h, error_weights, slopes), state, trial, rtol, atol)
         ratio = torch.where(torch.isfinite(ratio), ratio, torch.inf)
         good = active & (ratio <= 1)
-        state = _where(good, trial, state)
-        t = torch.where(good, torch.where(ends, float(t1), t + h), t)
+        start, state = state, _where(good, trial, state)
+        began, t = t, torch.where(good, torch.where(ends, float(t1), t + h), t)
         accepted, rejected = accepted + good, rejected + (active & ~good)
         slope = _where(good, slopes[-1], slope) if table.reuses_last else field(t, state)
+        if dense:
+            change = tuple(after - part for after, part in zip(state, start))
+            quartic = None if table.dense is None else _move(zeros, h, table.dense, slopes)
+            pieces.append(_Piece(began, torch.where(good, h, 0), start, change, (slopes[0], slope), quartic))
         safe = ratio.clamp(min=1e-10)
         factor = torch.where(good, 0.9 * safe ** (-0.7 / power) * before ** (0.4 / power), 0.9 * safe ** (-1 / power))
         before = torch.where(good, safe, before)

@@ -5,9 +5,14 @@ A method with S stages takes a step of length h from y at t:
     k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),     y' = y + h sum_i b_i k_i,                              (1)
 
 and with embedded weights e its error estimate is h sum_i (b_i - e_i) k_i.                                   (2)
+Between its ends the step is continued by the cubic through both states and slopes, of third order, or with weights d by
+
+    y(t + x h) = cubic(x) + x^2 (1 - x)^2 h sum_i d_i k_i,                                                   (3)
+
+of fourth order.
 
 Sources: Butcher 2016, "Numerical methods for ordinary differential equations"; Bogacki and Shampine 1989; Dormand and Prince
-1980; Tsitouras 2011 (table 1).
+1980; Tsitouras 2011 (table 1); Shampine 1986 and Hairer et al. 1993, II.6, for the continuation of Dormand and Prince's.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ class Tableau:
         order: order of the result.
         embedded: weights of the result of lower order for the error estimate, or nothing.
         embedded_order: its order.
+        dense: weights of the quartic term (3), for methods whose last stage is the next first, or nothing.
 
     Raises:
         ValueError: the shapes do not fit, a row of ``a`` does not sum to its node, or an order condition up to the declared
@@ -42,6 +48,7 @@ class Tableau:
     order: int
     embedded: tuple[float, ...] | None = None
     embedded_order: int = 0
+    dense: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         stages = len(self.b)
@@ -57,9 +64,13 @@ class Tableau:
             if len(self.embedded) != stages:
                 raise ValueError(f"{self.name}: {len(self.embedded)} embedded weights for {stages} stages")
             self._check(self.embedded, self.embedded_order)
+        if self.dense is not None:
+            if len(self.dense) != stages or not self.reuses_last:
+                raise ValueError(f"{self.name}: (3) needs {stages} weights and a last stage that is the next first")
+            self._check(self.dense, 4, lowest=4)  # the cubic has what is below
 
-    def _check(self, weights: tuple[float, ...], order: int) -> None:
-        """Butcher's conditions up to order four, one a rooted tree."""
+    def _check(self, weights: tuple[float, ...], order: int, lowest: int = 1) -> None:
+        """Butcher's conditions up to order four, one a rooted tree; those below the lowest with 0 on the right."""
         a, c = self.a, self.c
 
         def inner(values: list[float]) -> list[float]:
@@ -79,6 +90,7 @@ class Tableau:
         ]
         for degree, values, target in trees:
             total = sum(w * v for w, v in zip(weights, values))
+            target = target if degree >= lowest else 0.0
             if degree <= order and abs(total - target) > 1e-9:
                 raise ValueError(f"{self.name}: a condition of order {degree} gives {total}, not {target}")
 
@@ -133,6 +145,15 @@ DORMAND_PRINCE = Tableau(
     order=5,
     embedded=(5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
     embedded_order=4,
+    dense=(
+        -12715105075 / 11282082432,
+        0.0,
+        87487479700 / 32700410799,
+        -10690763975 / 1880347072,
+        701980252875 / 199316789632,
+        -1453857185 / 822651844,
+        69997945 / 29380423,
+    ),
 )
 _TSIT_B = (
     0.09646076681806523,
@@ -167,6 +188,15 @@ TSITOURAS = Tableau(
     order=5,
     embedded=tuple(b + e for b, e in zip((*_TSIT_B, 0.0), _TSIT_ERROR)),
     embedded_order=4,
+    dense=(
+        -1.0530884977290216,
+        0.1017,
+        2.4906272856512528,
+        -16.54810288924490,
+        47.37952196281928,
+        -34.87065786149661,
+        2.5,
+    ),
 )
 
 TABLES = {t.name: t for t in (EULER, MIDPOINT, HEUN, RK4, BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS)}
