@@ -37,7 +37,7 @@ ORDER = {
     "numerics": "shapes noise tableau ode trace linear",
     "process": "gaussian named betas tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
-    "sampling": "loop plan stages linear flow singlestep adaptive parallel wrap tune hooks tokens registry",
+    "sampling": "loop plan stages linear multistep unipc pndm flow singlestep adaptive parallel wrap tune hooks tokens registry",
 }
 
 NEVER = set(

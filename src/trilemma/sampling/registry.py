@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from .._names import lookup
 from ..numerics.tableau import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4
@@ -102,19 +103,19 @@ RULES: dict[str, RuleEntry] = {
     "rk4": RuleEntry(lambda: runge_kutta(RK4), 4, 4, "the classical method on the straight flow"),
     "dopri5": RuleEntry(lambda: runge_kutta(DORMAND_PRINCE), 5, 7, "Dormand-Prince on the straight flow, fixed steps"),
     **{
-        f"unipc_{p}": RuleEntry(lambda p=p: unipc(p), p + 1, 1, f"UniPC-{p} on x0, B_2 (Zhao et al. 2023)")
+        f"unipc_{p}": RuleEntry(partial(unipc, p), p + 1, 1, f"UniPC-{p} on x0, B_2 (Zhao et al. 2023)")
         for p in (1, 2, 3, 4)
     },
     **{
         f"unipc_{p}_bh1": RuleEntry(
-            lambda p=p: unipc(p, variant="bh1"), p + 1, 1, f"UniPC-{p} on x0, B_1 (Zhao et al. 2023)"
+            partial(unipc, p, variant="bh1"), p + 1, 1, f"UniPC-{p} on x0, B_1 (Zhao et al. 2023)"
         )
         for p in (1, 2, 3, 4)
     },
     "unipc_3_eps": RuleEntry(lambda: unipc(3, prediction="eps"), 4, 1, "UniPC-3 on eps, B_2 (Zhao et al. 2023)", True),
     **{
         f"deis_tab_{p}": RuleEntry(
-            lambda p=p: deis(p),
+            partial(deis, p),
             2,
             1,
             f"DEIS tAB{p}, started by Euler: second order (Zhang and Chen 2023)",
@@ -125,18 +126,20 @@ RULES: dict[str, RuleEntry] = {
     },
     **{
         f"deis_rhoab_{p}": RuleEntry(
-            lambda p=p: adams(p + 1), 2, 1, f"DEIS rhoAB{p}, started by Euler: second order (Zhang and Chen 2023)", True
+            partial(adams, p + 1), 2, 1, f"DEIS rhoAB{p}, started by Euler: second order (Zhang and Chen 2023)", True
         )
         for p in (1, 2, 3)
     },
     "lms": RuleEntry(lambda: adams(4), 2, 1, "linear multistep of k-diffusion; equals deis_rhoab_3", True),
     **{
         f"ipndm_{p}": RuleEntry(
-            lambda p=p: ipndm(p), 2, 1, f"DDIM with Adams-Bashforth's {p} weights of equal steps: second order", True
+            partial(ipndm, p), 2, 1, f"DDIM with Adams-Bashforth's {p} weights of equal steps: second order", True
         )
         for p in (2, 3, 4)
     },
-    "ipndm_v": RuleEntry(lambda: adams(4), 2, 1, "iPNDM with the weights of the steps taken; equals deis_rhoab_3", True),
+    "ipndm_v": RuleEntry(
+        lambda: adams(4), 2, 1, "iPNDM with the weights of the steps taken; equals deis_rhoab_3", True
+    ),
     "pndm": RuleEntry(
         pndm, 2, 1, "F-PNDM, Runge-Kutta start: second order (Liu et al. 2022)", True, extra=9, by_time=True
     ),
