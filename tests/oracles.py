@@ -133,18 +133,19 @@ class Basis:
     """A stand-in for Noise that answers every draw with a unit vector, so that an affine sampler shows its coefficients.
 
     Item 0 gets no noise at all, item 1 none either (it starts from another x), item k + 2 gets 1 in draw number k and 0 in all
-    others. Drawing twice at one position is an error: two draws must be independent.
+    others. Drawing twice at one position is an error: two draws must be independent. With ``again`` it is none: a rule that reads
+    the increments of a path sees the same draws again and again, and what it makes of them must be right all the same.
     """
 
-    def __init__(self, items, draws=None, position=()):
-        self.items, self.position = items, position
+    def __init__(self, items, draws=None, position=(), again=False):
+        self.items, self.position, self.again = items, position, again
         self.draws = {} if draws is None else draws
 
     def at(self, *position):
-        return Basis(self.items, self.draws, self.position + position)
+        return Basis(self.items, self.draws, self.position + position, self.again)
 
     def normal_like(self, x):
-        assert self.position not in self.draws, f"drawn twice at {self.position}"
+        assert self.again or self.position not in self.draws, f"drawn twice at {self.position}"
         k = self.draws.setdefault(self.position, len(self.draws))
         out = torch.zeros_like(x)
         if k + 2 < self.items:
@@ -152,7 +153,7 @@ class Basis:
         return out
 
 
-def law_of(rule, process, ts, mean, var):
+def law_of(rule, process, ts, mean, var, again=False):
     """Exact mean and variance of a sampler's state at ts[-1], started from the true law at ts[0], for data N(mean, var) in 1-D.
 
     For Gaussian data the denoiser is affine, and so is every sampler: x_end = offset + A x_start + sum_k B_k xi_k.
@@ -165,12 +166,12 @@ def law_of(rule, process, ts, mean, var):
         return Gaussian(mean + a * var / (a * a * var + s2) * (x - a * mean))
 
     step, n = rule(process, ts), len(ts) - 1
-    count = Basis(2)
+    count = Basis(2, again=again)
     run(step, denoise, torch.zeros(2, 1, dtype=F64), n, count)
     items = len(count.draws) + 2
     x = torch.zeros(items, 1, dtype=F64)
     x[1] = 1
-    out = run(step, denoise, x, n, Basis(items))[:, 0]
+    out = run(step, denoise, x, n, Basis(items, again=again))[:, 0]
     offset, slope, noise = out[0], out[1] - out[0], out[2:] - out[0]
     a, s2 = float(process.alpha(ts[0])), float(process.sigma(ts[0])) ** 2
     return float(offset + slope * a * mean), float(slope**2 * (a * a * var + s2) + noise.square().sum())

@@ -34,10 +34,10 @@ BELOW["app"] = set(BELOW)
 
 # inside a package of floors 0 to 2, a module knows only modules to its left
 ORDER = {
-    "numerics": "shapes noise tableau ode trace linear",
+    "numerics": "shapes noise brownian tableau ode trace linear",
     "process": "gaussian named betas tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
-    "sampling": "loop plan stages linear multistep unipc pndm flow singlestep adaptive parallel wrap tune hooks tokens registry",
+    "sampling": "loop plan stages linear multistep unipc pndm flow singlestep start adaptive embedded parallel sa stochastic langevin wrap tune hooks tokens registry",
 }
 
 NEVER = set(

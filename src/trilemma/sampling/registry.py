@@ -9,13 +9,16 @@ from functools import partial
 from .._names import lookup
 from ..numerics.tableau import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4
 from .flow import runge_kutta
+from .langevin import annealed_langevin, corrector
 from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
 from .loop import Rule
 from .multistep import adams, deis, dpm_solver, gradient_estimation, ipndm
 from .pndm import plms, pndm
+from .sa import Constant, er_sde, sa_solver
 from .singlestep import singlestep
+from .stochastic import ancestral, euler_ancestral, euler_maruyama, gaussian_error, reverse_diffusion
 from .unipc import unipc
-from .wrap import churn
+from .wrap import brownian, churn, restart
 
 __all__ = ["RULES", "RuleEntry", "get_rule"]
 
@@ -158,6 +161,60 @@ RULES: dict[str, RuleEntry] = {
         0,
         2,
         "EDM's stochastic sampler, ImageNet settings, Heun on the straight flow (Karras et al. 2022)",
+    ),
+    # the reverse equation with other noise
+    "euler_maruyama": RuleEntry(
+        lambda: euler_maruyama(),
+        0,
+        1,
+        "the reverse equation in the time of the process (Song et al. 2021)",
+        True,
+        by_time=True,
+    ),
+    "reverse_diffusion": RuleEntry(
+        lambda: reverse_diffusion(), 0, 1, "the forward chain turned round (Song et al. 2021)", True
+    ),
+    "ancestral_large": RuleEntry(
+        lambda: ancestral("large"), 0, 1, "ancestral sampling with the variance of the forward step (Ho et al. 2020)"
+    ),
+    "ancestral_learned": RuleEntry(
+        lambda: ancestral("learned"), 0, 1, "with the denoiser's own variance, as ddpm where it gives none"
+    ),
+    "analytic_ddpm": RuleEntry(
+        lambda: ancestral(gaussian_error(1.0)),
+        0,
+        1,
+        "with the best constant variance for Gaussian data (Bao et al. 2022)",
+    ),
+    "euler_ancestral": RuleEntry(lambda: euler_ancestral(1.0), 0, 1, "k-diffusion's; equals ddpm"),
+    "predictor_corrector": RuleEntry(
+        lambda: corrector(reverse_diffusion(), snr=0.16),
+        0,
+        2,
+        "reverse diffusion, then a Langevin move, VE settings (Song et al. 2021)",
+        True,
+    ),
+    "annealed_langevin": RuleEntry(
+        lambda: annealed_langevin(0.062, 5), 0, 5, "noise-conditional score networks as of 2020 (Song and Ermon)", True
+    ),
+    "sa_solver": RuleEntry(
+        lambda: sa_solver(), 0, 1, "stochastic Adams 3/4, noise in the middle levels (Xue et al. 2023)"
+    ),
+    "sa_solver_full": RuleEntry(
+        lambda: sa_solver(2, 2, clock=Constant(1.0)), 0, 1, "stochastic Adams 2/2, tau = 1 everywhere (Xue et al. 2023)"
+    ),
+    "er_sde_1": RuleEntry(lambda: er_sde(1), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
+    "er_sde_2": RuleEntry(lambda: er_sde(2), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
+    "er_sde_3": RuleEntry(lambda: er_sde(3), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
+    "restart": RuleEntry(
+        lambda: restart(runge_kutta(HEUN), low=0.3, high=1.1, steps=3, repeats=2),
+        0,
+        2,
+        "Heun, and twice back up by fresh noise in the middle levels (Xu et al. 2023)",
+        extra=12,
+    ),
+    "exponential_2_path": RuleEntry(
+        lambda: brownian(exponential(2, 1.0)), 0, 1, "exponential_2_sde along a Brownian path fixed by the seed"
     ),
 }
 """Every rule by its name."""
