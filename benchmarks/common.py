@@ -102,7 +102,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 def document(title: str, script: str, packages: Iterable[str], lines: Iterable[str], out: Path | None) -> None:
     """Print the markdown page of a benchmark and write it: title, date, machine, versions, command, then ``lines``."""
-    paths = {"--edm": "PATH_TO_EDM", "--out": "PAGE", "--python": "PATH_TO_PYTHON"}  # none of this machine on the page
+    folders = {f"--{name}": name.upper().replace("-", "_") for name in ("diff-sampler", "unipc", "dpm-solver")}
+    paths = folders | {"--edm": "PATH_TO_EDM", "--out": "PAGE", "--python": "PATH_TO_PYTHON"}  # none of this machine on the page
     shown = [paths.get(before, word) for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])]
     page = [
         f"# {title}",

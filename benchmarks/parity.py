@@ -7,38 +7,44 @@ It is taken twice. As shipped: x in float32 and the peer untouched. In float64: 
 peer's file mentions read as float64 (its ``torch`` and ``np`` are replaced by proxies that change this one name), so that what is
 left is the algorithm. k-diffusion, NVlabs' EDM and algorithm 2 compute in the type of x, and are taken in float64.
 
-    python benchmarks/parity.py --edm PATH_TO_A_CHECKOUT_OF_NVLABS_EDM
+    python benchmarks/parity.py --edm EDM --diff-sampler DIFF_SAMPLER --unipc UNIPC --dpm-solver DPM_SOLVER
+
+each a checkout of the authors' repository (README.md says where it is); what is not given is left out, and said so.
 
 Where the algorithms differ, one thing is switched off or copied, named in the table, and the figure must fall to rounding.
 """
 
 import argparse
 import importlib
+import io
 import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from common import ROOT, document, kdiffusion, table
+from common import ROOT, document, kdiffusion, repair_torchvision, table
 from trilemma.denoise import Covariances, Denoiser, MixtureDenoiser, Thresholded
 from trilemma.numerics.noise import Noise
 from trilemma.numerics.tableau import EULER, HEUN
-from trilemma.process import EDM, Flow, FromBetas, GaussianProcess
+from trilemma.process import EDM, VP, Cosine, Flow, FromBetas, GaussianProcess
 from trilemma.process.grid import karras_grid
 from trilemma.sampling import churn, ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential, runge_kutta, sample
 from trilemma.sampling.flow import scale_at, u_at
 from trilemma.sampling.linear import Exponential
 from trilemma.sampling.loop import Carry, Denoise, Rule, Step
+from trilemma.sampling.multistep import adams, deis, dpm_solver, eps_plan, gradient_estimation, ipndm, noise_levels
 from trilemma.sampling.plan import Plan
+from trilemma.sampling.pndm import plms, pndm
+from trilemma.sampling.unipc import unipc
 
 LIMIT = 1e-5  # what the issue asks of equal algorithms
 TRAIN = 1000  # steps of the chain
@@ -49,6 +55,8 @@ SCHEDULERS = {
     "ddim": ("DDIMScheduler", "scheduling_ddim"),
     "heun": ("HeunDiscreteScheduler", "scheduling_heun_discrete"),
     "dpm": ("DPMSolverMultistepScheduler", "scheduling_dpmsolver_multistep"),
+    "unipc": ("UniPCMultistepScheduler", "scheduling_unipc_multistep"),
+    "deis": ("DEISMultistepScheduler", "scheduling_deis_multistep"),
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", "scheduling_flow_match_euler_discrete"),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", "scheduling_flow_match_heun_discrete"),
 }
@@ -164,7 +172,9 @@ def scheduler(
                 mean = problem.denoiser(it.scale_model_input(x, timestep) if scaled else x, t).mean
                 out = (x - mean) / t.to(dtype) if "Flow" in name else mean
                 x = it.step(out, timestep, x, **(step or {})).prev_sample
-        noisy_end = config.get("final_sigmas_type") == "sigma_min" or config.get("set_alpha_to_one") is False
+        noisy_end = (
+            kind == "deis" or config.get("final_sigmas_type") == "sigma_min" or config.get("set_alpha_to_one") is False
+        )
         return x, torch.cat([torch.unique_consecutive(times), times.new_tensor([noisy_end / TRAIN])])
 
     return peer
@@ -271,14 +281,14 @@ def nvlabs(steps: int, path: str | None, **settings: float) -> Peer:
     return peer
 
 
-def kdiff(name: str, steps: int, *, noisy: bool = False, **settings: float) -> Peer:
-    """A sampler of k-diffusion on the paper's grid."""
+def kdiff(name: str, steps: int, *, noisy: bool = False, to_zero: bool = True, **settings: float) -> Peer:
+    """A sampler of k-diffusion on the paper's grid, with or without its step to 0."""
 
     def peer(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         module = kdiffusion()
         if module is None:
             raise ModuleNotFoundError("k_diffusion")
-        ts, drawn = edm_grid(problem.process, steps), count()
+        ts, drawn = edm_grid(problem.process, steps)[: None if to_zero else -1], count()
         extra = {"noise_sampler": lambda *_: problem.xi(next(drawn), F64)} if noisy else {}
         x = getattr(module, name)(
             edm_time(problem), problem.start(ts[0], F64), problem.process.sigma(ts), disable=True, **extra, **settings
@@ -286,6 +296,184 @@ def kdiff(name: str, steps: int, *, noisy: bool = False, **settings: float) -> P
         return x, ts
 
     return peer
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """Let what a peer makes of python numbers be float64."""
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(F64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(old)
+
+
+def authors(path: str | None, option: str, *files: str) -> list[ModuleType]:
+    """Files of an authors' checkout as modules."""
+    if path is None:
+        raise ModuleNotFoundError(f"no --{option}")
+    if path not in sys.path:
+        sys.path.insert(0, path)
+    return [importlib.import_module(file) for file in files]
+
+
+def noise_of(problem: Problem) -> Callable[[Tensor, Tensor], Tensor]:
+    """The exact denoiser as a function of x_t and one time, answering eps."""
+
+    def eps(x: Tensor, t: Tensor) -> Tensor:
+        t = t.double().reshape(-1)[0]
+        alpha, sigma = problem.process.alpha(t), problem.process.sigma(t)
+        return (x - alpha * problem.denoiser(x, t).mean) / sigma
+
+    return eps
+
+
+def lu_zhao(
+    steps: int, path: str | None, option: str, file: str, name: str, *, grid: str = "logSNR", **settings: Any
+) -> Peer:
+    """``DPM_Solver`` of LuChengTHU/dpm-solver or ``UniPC`` of wl-zhao/UniPC, multistep on VP to t = 1/1000, orders kept."""
+
+    def peer(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        module = authors(path, option, file)[0]
+        options = {key: settings[key] for key in ("algorithm_type", "variant") if key in settings}
+        with double(), redirect_stdout(io.StringIO()):
+            schedule = module.NoiseScheduleVP("linear", dtype=F64)
+            picture, eps = (problem.shape[0], -1, 1, 1), noise_of(problem)  # UniPC takes nothing but pictures
+            it = getattr(module, name)(
+                lambda x, t: eps(x.reshape(problem.shape), t).reshape(picture), schedule, **options
+            )
+            ts = it.get_time_steps(grid, 1.0, 1e-3, steps, "cpu").double().flatten()
+            x = it.sample(
+                problem.start(ts[0], F64).reshape(picture),
+                steps=steps,
+                t_end=1e-3,
+                order=settings["order"],
+                skip_type=grid,
+                lower_order_final=False,
+            )
+        return x.reshape(problem.shape), ts
+
+    return peer
+
+
+def diff_sampler(name: str, steps: int, path: str | None, order: int, *, deis: str = "", points: int = 10_000) -> Peer:
+    """A sampler of zju-pi/diff-sampler on the paper's grid down to sigma_min."""
+
+    def peer(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        solvers, utils = authors(path, "diff-sampler", "solvers", "solver_utils")
+        process = problem.process
+        ts = (edm_grid if isinstance(process, EDM) else karras_grid)(process, steps)[:-1]
+        alphas, levels = process.alpha(ts), process.sigma(ts) / process.alpha(ts)
+
+        def net(x: Tensor, level: Tensor, class_labels: object = None) -> Tensor:
+            i = int((levels - level).abs().argmin())
+            return problem.denoiser(x * alphas[i], ts[i]).mean
+
+        with double():
+            degree = order - 1 if deis == "rhoab" else order  # the one counts the values of eps, the other the degree
+            coefficients = utils.get_deis_coeff_list(levels, degree, N=points, deis_mode=deis) if deis else None
+            z = problem.start(ts[0], F64) / alphas[0] / levels[0]
+            x = getattr(solvers, name)(net, z, t_steps=levels, max_order=order, coeff_list=coefficients)
+        return x * alphas[-1], ts
+
+    return peer
+
+
+@dataclass(frozen=True)
+class VPOfDiffSampler(GaussianProcess):
+    """VP's sigma/alpha as a function of time, 0.002 at t = 1/1000 and 80 at t = 1, without its decay.
+
+    beta(0) comes out below 0, so the curve is held up where that would matter, below t = 1/1000.
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        low, high = math.log1p(0.002**2), math.log1p(80.0**2)
+        slope = 2 * (low / 1e-3 - high) / (1e-3 - 1)
+        return torch.expm1((t * (high - slope / 2) + t**2 * slope / 2).maximum(t * 1e-6)).sqrt()
+
+
+def smalldiffusion(steps: int, gamma: float) -> Peer:
+    """``samples`` of smalldiffusion on the paper's grid down to sigma_min."""
+
+    def peer(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        library = repair_torchvision()
+        module = importlib.import_module("smalldiffusion.diffusion")
+        del library
+        ts, denoise = edm_grid(problem.process, steps)[:-1], edm_time(problem)
+        model = SimpleNamespace(
+            eval=lambda: None,
+            rand_input=lambda n: torch.zeros(problem.shape, dtype=F64),
+            predict_eps_cfg=lambda x, sigma, cond, scale: (x - denoise(x, sigma)) / sigma,
+        )
+        levels, start = problem.process.sigma(ts), problem.start(ts[0], F64)
+        *_, x = module.samples(model, levels, gam=gamma, xt=start, accelerator=SimpleNamespace(device="cpu"))
+        return x, ts
+
+    return peer
+
+
+def pndm_scheduler(steps: int, *, to_zero: bool = False, **config: Any) -> Peer:
+    """Diffusers' PNDMScheduler down to the last time of its chain, or by one more step of its to t = 0."""
+
+    def peer(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        module = importlib.import_module("diffusers.schedulers.scheduling_pndm")
+        with precision(module, dtype), torch.no_grad():
+            it = module.PNDMScheduler(**{**CHAIN, "prediction_type": "epsilon"}, set_alpha_to_one=True, **config)
+            it.set_timesteps(steps)
+            times = (torch.from_numpy(it._timesteps[::-1].copy()).double() + 1) / TRAIN
+            x, eps = problem.start(times[0], dtype), noise_of(problem)
+            for k in it.timesteps if to_zero else it.timesteps[:-1]:
+                x = it.step(eps(x, (k.double() + 1) / TRAIN), k, x).prev_sample
+        return x, torch.cat([times, times.new_zeros(1)]) if to_zero else times
+
+    return peer
+
+
+def ipndm_scheduler(steps: int) -> Peer:
+    """Diffusers' IPNDMScheduler on its own process, Cosine, without its first and last steps, where alpha or sigma is 0."""
+
+    def peer(problem: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        module = importlib.import_module("diffusers.schedulers.scheduling_ipndm")
+        with double(), torch.no_grad():
+            it = module.IPNDMScheduler()
+            it.set_timesteps(steps)
+            it.set_begin_index(1)
+            ts, process = it.timesteps[1:].double(), problem.process
+            x, eps = problem.start(ts[0], F64), noise_of(problem)
+            for t in ts[:-1]:  # its network gives v
+                value = eps(x, t)
+                x0 = (x - process.sigma(t) * value) / process.alpha(t)
+                x = it.step(process.alpha(t) * value - process.sigma(t) * x0, t, x).prev_sample
+        return x, ts
+
+    return peer
+
+
+@dataclass(frozen=True)
+class MisplacedFactor:
+    """Adams-Bashforth of order 3 with the second divided difference's weight as the diff-sampler code has it.
+
+    With steps h, h_1, h_2 and q = h (h + h_1) / (h_1 (h_1 + h_2)), that weight is (1 - h / (3 (h + h_1))) q / 2; the code has
+    (1 - h q / (3 (h + h_1))) / 2. The two agree for equal steps.
+    """
+
+    def __call__(self, process: GaussianProcess, ts: Tensor) -> Plan:
+        rho, rows = noise_levels(process, ts), []
+        for i in range(len(ts) - 1):
+            h, row = rho[i + 1] - rho[i], [1.0]
+            if i:
+                h_1 = rho[i] - rho[i - 1]
+                row = [1 + h / h_1 / 2, -h / h_1 / 2]
+            if i > 1:
+                h_2 = rho[i - 1] - rho[i - 2]
+                second = (1 - h / (3 * (h + h_1)) * h * (h + h_1) / (h_1 * (h_1 + h_2))) / 2
+                row = [row[0] + second, row[1] - (1 + h_1 / h_2) * second, second * h_1 / h_2]
+            rows.append([h * weight for weight in row])
+        return eps_plan(process, ts, rows)
 
 
 # Rules that copy what a peer does differently. They run in our loop.
@@ -432,9 +620,92 @@ KARRAS = {"use_karras_sigmas": True}
 FLOW_SIGMAS = {"use_flow_sigmas": True}
 
 
+KEPT = {"lower_order_final": False, **TO_BETA_1}
+DIFF_SAMPLER_VP = VPOfDiffSampler()
+
+
+@dataclass(frozen=True)
+class Checkouts:
+    """Folders of authors' code, or None."""
+
+    edm: str | None
+    diff_sampler: str | None
+    unipc: str | None
+    dpm_solver: str | None
+
+
 # fmt: off
+def multistep_matches(where: Checkouts) -> list[Match]:
+    """Those of linear multistep methods."""
+    chain, vp, edm, folder = CHAIN_PROCESS, VP(), EDM80, where.diff_sampler
+    def bh(variant, order):
+        return unipc(order, variant=variant)
+    def zhao(order, variant="bh2", kind="data_prediction"):
+        return lu_zhao(20, where.unipc, "unipc", "uni_pc", "UniPC", order=order, variant=variant, algorithm_type=kind)
+    def lu(order, grid="logSNR"):
+        return lu_zhao(20, where.dpm_solver, "dpm-solver", "dpm_solver_pytorch", "DPM_Solver", order=order,
+                       algorithm_type="dpmsolver", grid=grid)
+    taylor = {"algorithm_type": "dpmsolver", **KEPT}
+    return [
+        *(Match(f"unipc({p}, {variant})", bh(variant, p), f"Diffusers UniPC-{p} {variant}, 20 steps to beta_1",
+                scheduler("unipc", 20, solver_order=p, solver_type=variant, **KEPT), chain)
+          for variant in ("bh1", "bh2") for p in (1, 2, 3, 4)),
+        *(Match(f"unipc({p}, {variant})", bh(variant, p), f"UniPC authors, {p} {variant}, 20 steps",
+                zhao(p, variant), vp, False)
+          for variant in ("bh1", "bh2") for p in (1, 2, 3, 4)),
+        Match("unipc(3, eps)", unipc(3, prediction="eps"), "UniPC authors, noise prediction, order 3 bh2, 20 steps",
+              zhao(3, kind="noise_prediction"), vp, False),
+        Match("dpm_solver(2)", dpm_solver(2), "Diffusers DPM-Solver 2M midpoint on eps, 20 steps to beta_1",
+              scheduler("dpm", 20, solver_order=2, **taylor), chain),
+        Match("dpm_solver(3)", dpm_solver(3), "Diffusers DPM-Solver 3M on eps, 20 steps to beta_1",
+              scheduler("dpm", 20, solver_order=3, **taylor), chain),
+        *(Match(f"dpm_solver({p})", dpm_solver(p), f"DPM-Solver authors, multistep {p} on eps, 20 steps", lu(p), vp, False)
+          for p in (2, 3)),
+        Match("exponential(2, eps)", exponential(2, prediction="eps"), "Diffusers DEIS 2 in log rho, 20 steps to beta_1",
+              scheduler("deis", 20, solver_order=2, lower_order_final=False, **TRAILING), chain),
+        Match("adams(4)", adams(4), "k-diffusion lms, 17 steps to sigma_min", kdiff("sample_lms", 18, to_zero=False), edm, False),
+        *(Match(f"adams({p + 1})", adams(p + 1), f"diff-sampler DEIS rhoAB{p}, 17 steps to sigma_min",
+                diff_sampler("deis_sampler", 18, folder, p + 1, deis="rhoab"), edm, False) for p in (1, 2, 3)),
+        *(Match(f"ipndm({p})", ipndm(p), f"diff-sampler iPNDM {p}, 17 steps to sigma_min",
+                diff_sampler("ipndm_sampler", 18, folder, p), edm, False) for p in (2, 3, 4)),
+        Match("ipndm(4)", ipndm(4), "Diffusers IPNDM, 18 of 20 steps", ipndm_scheduler(20), Cosine(), False),
+        Match("adams(2)", adams(2), "diff-sampler iPNDM_v 2, 17 steps to sigma_min",
+              diff_sampler("ipndm_v_sampler", 18, folder, 2), edm, False),
+        Match("plms", plms(), "Diffusers PNDM without Runge-Kutta, 49 of 50 steps",
+              pndm_scheduler(50, skip_prk_steps=True), chain),
+        Match("pndm", pndm(), "Diffusers PNDM, 49 of 50 steps", pndm_scheduler(50), chain),
+        Match("gradient_estimation(2)", gradient_estimation(2.0), "smalldiffusion gam 2, 17 steps to sigma_min",
+              smalldiffusion(18, 2.0), edm, False),
+    ]
+
+
+def multistep_differences(where: Checkouts) -> list[Difference]:
+    """Those of linear multistep methods."""
+    chain, edm, folder = CHAIN_PROCESS, EDM80, where.diff_sampler
+    tab = [diff_sampler("deis_sampler", 18, folder, 4, deis="tab", points=n) for n in (10_000, 1_000_000)]
+    return [
+        Difference("deis(3)", "diff-sampler DEIS tAB3, 17 steps to sigma_min",
+                   "its integrals are sums over 10000 points", "a million points",
+                   deis(3), tab[0], DIFF_SAMPLER_VP, same_run=tab[1]),
+        Difference("adams(3)", "diff-sampler iPNDM_v 3, 17 steps to sigma_min",
+                   "a bracket of its weight of the second difference is misplaced: right for equal steps only",
+                   "our plan with that weight",
+                   adams(3), diff_sampler("ipndm_v_sampler", 18, folder, 3), edm, same_rule=MisplacedFactor()),
+        Difference("adams(4)", "k-diffusion lms, 18 steps", "it carries the polynomial on to sigma = 0; ours ends with x = D",
+                   "both without the last step",
+                   adams(4), kdiff("sample_lms", 18), edm, same_run=kdiff("sample_lms", 18, to_zero=False)),
+        Difference("plms", "Diffusers PNDM without Runge-Kutta, 50 steps", "the same", "both without the last step",
+                   plms(), pndm_scheduler(50, to_zero=True, skip_prk_steps=True), chain,
+                   same_run=pndm_scheduler(50, skip_prk_steps=True)),
+        Difference("unipc(3)", "Diffusers UniPC-3 bh2, 20 steps, defaults", "`lower_order_final`: lower order in the last steps",
+                   "`lower_order_final=False`, to beta_1",
+                   unipc(3), scheduler("unipc", 20, solver_order=3, **TRAILING), chain,
+                   same_run=scheduler("unipc", 20, solver_order=3, **KEPT)),
+    ]
+
+
 def matches(edm: str | None) -> list[Match]:
-    """All pairs that should agree."""
+    """All other pairs that should agree."""
     sde_2m, heun_sigma = exponential(2, 1.0, published=True), HeunInSigma()
     rows = [
         ("ddpm", ddpm, "DDPM, 1000 steps", "ddpm", 1000, OPEN),
@@ -482,7 +753,7 @@ def matches(edm: str | None) -> list[Match]:
 
 
 def differences() -> list[Difference]:
-    """All pairs that should not agree, and why."""
+    """All other pairs that should not agree, and why."""
     heun, heun_sigma, sde_3m = runge_kutta(HEUN), HeunInSigma(), exponential(3, 1.0, published=True)
     no_alpha_one = scheduler("ddim", 50, set_alpha_to_one=False, **OPEN)
     short_3m = scheduler("dpm", 10, solver_order=3, **TRAILING)
@@ -595,10 +866,10 @@ def show(values: list[float]) -> str:
     return " / ".join(f"{value:.1e}" for value in values)
 
 
-def report(edm: str | None) -> tuple[list[str], bool]:
+def report(where: Checkouts) -> tuple[list[str], bool]:
     """Both tables, and whether everything is as it should be."""
     same, other, missing, worst = [], [], [], []
-    for match in matches(edm):
+    for match in [*matches(where.edm), *multistep_matches(where)]:
         try:
             wide = distances(match, F64)
         except ImportError as error:
@@ -607,7 +878,7 @@ def report(edm: str | None) -> tuple[list[str], bool]:
         single = [show(distances(match, F32)), show(rounding(match))] if match.shipped else ["float64 only", ""]
         worst.append(max(wide))
         same.append((f"`{match.ours}`", match.peer, show(wide), "yes" if worst[-1] <= LIMIT else "**no**", *single))
-    for pair in differences():
+    for pair in [*differences(), *multistep_differences(where)]:
         try:
             before = distances(pair, F64)
         except ImportError as error:
@@ -645,10 +916,13 @@ def report(edm: str | None) -> tuple[list[str], bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--edm", help="a checkout of github.com/NVlabs/edm")
+    parser.add_argument("--diff-sampler", help="the folder diff-solvers-main of github.com/zju-pi/diff-sampler")
+    parser.add_argument("--unipc", help="a checkout of github.com/wl-zhao/UniPC")
+    parser.add_argument("--dpm-solver", help="a checkout of github.com/LuChengTHU/dpm-solver")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/parity.md", help="where the page goes")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lines, good = report(args.edm)
+    lines, good = report(Checkouts(args.edm, args.diff_sampler, args.unipc, args.dpm_solver))
     document("Parity of samplers", "benchmarks/parity.py", ["diffusers", "k-diffusion"], lines, args.out)
     if not good:
         raise SystemExit("a comparison failed")
