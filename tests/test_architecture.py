@@ -37,7 +37,10 @@ ORDER = {
     "numerics": "shapes noise brownian tableau ode trace linear",
     "process": "gaussian named betas tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
-    "sampling": "loop plan stages linear multistep unipc pndm flow singlestep start adaptive embedded parallel sa stochastic langevin wrap tune hooks tokens registry",
+    "sampling": (
+        "loop plan stages linear multistep unipc pndm flow singlestep start adaptive embedded parallel sa stochastic langevin wrap "
+        "tune hooks tokens registry"
+    ),
 }
 
 NEVER = set(

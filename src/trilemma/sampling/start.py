@@ -1,0 +1,79 @@
+"""What a sampler that chooses its own steps starts from: a state, its conditions and its noise, checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ..denoise.denoiser import Denoiser
+from ..numerics.noise import Noise
+
+__all__ = ["Start", "begin"]
+
+
+class Start:
+    """A batch at the time at which sampling starts.
+
+    Attributes:
+        x: the state, shape ``(B, ...)``.
+        noise: source of all noise, one seed an item.
+        calls: calls of the denoiser so far.
+    """
+
+    def __init__(self, denoiser: Denoiser, x: Tensor, noise: Noise, cond: dict[str, Tensor]) -> None:
+        self.denoiser, self.x, self.noise, self.cond, self.calls = denoiser, x, noise, cond, 0
+
+    def mean(self, items: Tensor | None = None, repeat: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
+        """E[x | x_t] of some of the items as a function of x and the time, ``()`` or one an item; counts its calls.
+
+        Args:
+            items: their numbers; all if not given.
+            repeat: how often each of them comes, neighbours being the same item.
+        """
+        picked = self.cond if items is None else {key: value[items] for key, value in self.cond.items()}
+        cond = picked if repeat == 1 else {key: value.repeat_interleave(repeat, 0) for key, value in picked.items()}
+
+        def mean(x: Tensor, t: Tensor) -> Tensor:
+            self.calls += 1
+            return self.denoiser(x, t, **cond).mean
+
+        return mean
+
+
+def begin(
+    denoiser: Denoiser,
+    shape: Sequence[int],
+    t: float,
+    *,
+    seeds: int | Sequence[int] | Tensor | torch.Generator,
+    x: Tensor | None,
+    cond: dict[str, Tensor] | None,
+) -> Start:
+    """The start of a batch of ``shape`` at time ``t``, as ``sample`` has it: the same seeds give the same state.
+
+    Raises:
+        ValueError: the shape, the seeds, the conditions, the time or ``x`` do not fit.
+    """
+    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
+    cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
+    denoiser.check_cond(cond)
+    shape, noise = tuple(shape), Noise(seeds, shape[0])
+    for key, value in cond.items():
+        if value.ndim == 0 or value.shape[0] != shape[0]:
+            raise ValueError(
+                f"the condition {key!r} needs one entry for each of {shape[0]} items, got {tuple(value.shape)}"
+            )
+    if not 0 < t <= 1:
+        raise ValueError(f"sampling starts at a time in (0, 1], got {t}")
+    if x is None:
+        if float(denoiser.process.log_snr(torch.tensor(t, dtype=torch.float64))) > 0:
+            raise ValueError(f"at t = {t} x_t is more signal than noise: give x")
+        x = denoiser.process.prior(shape, noise.at(-1), t=t, like=torch.empty(0, device=device))
+    elif tuple(x.shape) != shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}, but {shape} was asked for")
+    elif not x.is_floating_point() or not bool(torch.isfinite(x).all()):
+        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
+    return Start(denoiser, x.to(device), noise, cond)
