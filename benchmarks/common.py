@@ -102,8 +102,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 def document(title: str, script: str, packages: Iterable[str], lines: Iterable[str], out: Path | None) -> None:
     """Print the markdown page of a benchmark and write it: title, date, machine, versions, command, then ``lines``."""
-    folders = {f"--{name}": name.upper().replace("-", "_") for name in ("diff-sampler", "unipc", "dpm-solver")}
-    paths = folders | {"--edm": "PATH_TO_EDM", "--out": "PAGE", "--python": "PATH_TO_PYTHON"}  # none of this machine on the page
+    given = ("diff-sampler", "unipc", "dpm-solver", "cache", "peers-json", "mnist")
+    folders = {f"--{name}": name.upper().replace("-", "_") for name in given}
+    paths = folders | {
+        "--edm": "PATH_TO_EDM",
+        "--out": "PAGE",
+        "--python": "PATH_TO_PYTHON",
+    }  # none of this machine on the page
     shown = [paths.get(before, word) for before, word in zip(["", *sys.argv[1:]], sys.argv[1:])]
     page = [
         f"# {title}",

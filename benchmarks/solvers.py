@@ -1,0 +1,439 @@
+"""Error against calls: every sampler of every peer on every grid of theirs, and ours, on the same denoisers and noises.
+
+    python benchmarks/solvers.py --dpm-solver FOLDER --edm FOLDER --mnist ../shared/data/mnist.npz
+
+Everybody starts from the same normal numbers at the noise where they start by themselves, and is compared with the probability
+flow from there (see `problems.py`). The figure is the root mean square error of a coordinate over all items; it is ruled by the
+few items near the boundary of a basin, so the median item is given too. A peer runs in float32, as shipped, with the number of
+steps whose calls, counted by the denoiser, are at most those of the column. Of the peers' configurations only those that start
+at sigma/alpha >= 60 compete. The best of them is chosen for every column with hindsight, which no user has. All are measured at
+5, 10 and 30 calls, and at the others if their error or their median is within 3 times the least at one of these.
+
+Peers' results are kept in a file and taken from there when it has them; `--fresh` measures them again.
+"""
+
+import argparse
+import inspect
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import common
+from peers import End, Late, Peer, Task, from_azula, from_diffusers, from_dpm_solver, from_kdiffusion, from_others
+from problems import Counted, Mixture, Problem, problem
+from solver_results import DEFAULTS, NFE, Results, best, load, picture, problem_page, save, show, value, worth_keeping
+from trilemma.denoise import Denoiser
+from trilemma.numerics.ode import integrate_adaptive
+from trilemma.numerics.tableau import DORMAND_PRINCE
+from trilemma.process.grid import GRIDS
+from trilemma.sampling import RULES, get_rule, sample
+from trilemma.sampling.flow import flow_field
+
+SCREEN = (5, 10, 30)  # calls at which every configuration is measured
+HOPELESS = 3.0  # times the least error and the least median at all of them: not measured elsewhere
+PROBLEMS = ("gmm64", "gmm2", "image", "digits", "mnist")
+
+# Peers
+
+
+def families(args: argparse.Namespace) -> tuple[dict[str, Peer], list[str]]:
+    """Every configuration of every peer that is there, and the names of those that are not."""
+    makers: dict[str, Callable[[], dict[str, Peer]]] = {
+        "Diffusers": from_diffusers.configurations,
+        "k-diffusion": from_kdiffusion.configurations,
+        "azula": from_azula.configurations,
+        "DPM-Solver": lambda: from_dpm_solver.configurations(args.dpm_solver),
+        "smalldiffusion": from_others.smalldiffusion,
+        "flow_matching": from_others.flow_matching,
+        "torchdiffeq": from_others.torchdiffeq,
+        "NVlabs edm": lambda: from_others.edm(args.edm),
+    }
+    found: dict[str, Peer] = {}
+    missing = []
+    for name, make in makers.items():
+        try:
+            found |= make()
+        except ImportError as error:
+            missing.append(f"{name}: not here ({error})")
+    return found, missing
+
+
+def errors(x: Tensor, truth: Tensor) -> list[float] | str:
+    """Root mean square over all coordinates, and of the median item."""
+    each = (x.double() - truth).square().flatten(1).mean(1)
+    if not bool(torch.isfinite(each).all()):
+        return "not finite"
+    return [float(f"{v:.4g}") for v in (float(each.mean().sqrt()), float(each.median().sqrt()))]
+
+
+@torch.no_grad()
+def measure(task: Problem, peer: Peer, nfe: int) -> list[float] | str:
+    """Errors of a peer at a number of calls, or why there are none."""
+    counted = Task(task.z.float(), lambda w, u: task.anywhere(w, u).mean)
+    try:
+        end = peer(counted, nfe)
+    except Late as error:
+        return str(error)
+    except Exception as error:  # whatever a peer raises is its result
+        return f"{type(error).__name__}: {error}"[:80]
+    if counted.calls > nfe:
+        return f"takes {counted.calls} calls"
+    return compare(task, end)
+
+
+def compare(task: Problem, end: End) -> list[float] | str:
+    """An end against the truth from the same start; see `Problem.exact`."""
+    return errors(end.x, task.truth(end.start, end.end if task.exact else 0.0))
+
+
+def all_peers(task: Problem, peers: dict[str, Peer], calls: tuple[int, ...]) -> Results:
+    """Every configuration at `SCREEN`, and at the other numbers of calls those that were not hopeless there."""
+    since = time.perf_counter()
+    results = _measured(task, peers, [n for n in calls if n in SCREEN] or calls, {}, since)
+    least = {(n, which): best(results, n, which)[0][0] for n in SCREEN if n in calls for which in (0, 1)}
+    hopeful = {
+        name: peer
+        for name, peer in peers.items()
+        if name in DEFAULTS or any(value(results, name, n, k) <= HOPELESS * low for (n, k), low in least.items())
+    }
+    print(f"  {task.name}: {len(hopeful)} of {len(peers)} configurations go on", flush=True)
+    return _measured(task, hopeful, [n for n in calls if n not in results[next(iter(peers))]], results, since)
+
+
+def _measured(task: Problem, peers: dict[str, Peer], calls: Iterable[int], results: Results, since: float) -> Results:
+    """Results with more numbers of calls."""
+    family = ""
+    for name, peer in peers.items():
+        if name.split()[0] != family:
+            print(f"  {task.name}: {time.perf_counter() - since:5.0f} s, now {(family := name.split()[0])}", flush=True)
+        row = {nfe: measure(task, peer, nfe) for nfe in calls}
+        results[name] = dict(sorted((results.get(name, {}) | row).items()))
+    return results
+
+
+# Ours
+
+Sampler = Callable[[Denoiser, Tensor, int], Tensor]
+
+
+def registry(rule: str, grid: str) -> Sampler:
+    """A rule of the registry on a grid."""
+
+    def run(denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
+        calls, extra = RULES[rule].calls, RULES[rule].extra
+        steps = max(1, (nfe - extra - 1) // calls + 1)  # the last step to t = 0 takes one
+        return sample(denoiser, x.shape, GRIDS[grid](denoiser.process, steps), get_rule(rule), x=x)
+
+    return run
+
+
+def default(denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
+    """What a user gets who says nothing but the number of steps."""
+    return sample(denoiser, x.shape, nfe, x=x)  # type: ignore[call-arg, arg-type]
+
+
+class Tuned:
+    """The plan that `tune` finds, and what it took."""
+
+    def __init__(self) -> None:
+        self.cost: dict[tuple[str, int], tuple[int, float]] = {}
+        self.problem = ""
+
+    def __call__(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
+        from trilemma.sampling import tune  # type: ignore[attr-defined]
+
+        model = denoiser.inner if isinstance(denoiser, Counted) else denoiser
+        counted, since = Counted(model), time.process_time()
+        with torch.enable_grad():
+            plan = tune(counted, tuple(x.shape[1:]) if _takes_item(tune) else tuple(x.shape), nfe).plan
+        self.cost[self.problem, nfe] = counted.calls, time.process_time() - since
+        return sample(denoiser, x.shape, plan.ts, plan.rule, x=x)
+
+
+def _takes_item(tune: Callable[..., Any]) -> bool:
+    """Whether `tune` wants the shape of one item."""
+    return "item_shape" in inspect.signature(tune).parameters
+
+
+def ours() -> dict[str, Sampler]:
+    """What competes; the default and `tune` where this checkout has them."""
+    import trilemma.sampling as sampling
+
+    found: dict[str, Sampler] = {}
+    if inspect.signature(sample).parameters["rule"].default is not inspect.Parameter.empty:
+        found["default"] = default
+    if hasattr(sampling, "tune") and callable(sampling.tune):
+        found["tuned"] = Tuned()
+    return found
+
+
+def hindsight() -> dict[str, Sampler]:
+    """Every deterministic rule of the registry on every grid."""
+    names = [name for name, entry in RULES.items() if not entry.stochastic]
+    return {f"{rule}[{grid}]": registry(rule, grid) for rule in names for grid in GRIDS if grid != "trailing"}
+
+
+@torch.no_grad()
+def mine(task: Problem, samplers: dict[str, Sampler], calls: tuple[int, ...]) -> Results:
+    """Our samplers from sigma = 80 in float32, by the same measure."""
+    results: Results = {}
+    start, truth = task.z.float() * 80, task.truth()
+    for name, sampler in samplers.items():
+        results[name] = {}
+        for nfe in calls:
+            counted = Counted(task.model)
+            if isinstance(sampler, Tuned):
+                sampler.problem = task.name
+            try:
+                x = sampler(counted, start, nfe)
+            except ValueError as error:
+                results[name][nfe] = str(error)[:80]
+                continue
+            over = counted.calls > nfe
+            results[name][nfe] = f"takes {counted.calls} calls" if over else errors(x, truth)
+        if name in ("default", "tuned"):
+            print(f"  {task.name}: ours, {name}: {results[name]}", flush=True)
+    return results
+
+
+# Other sections
+
+
+def checks(task: Problem) -> list[str]:
+    """The yardsticks themselves: the mixture against the library's, the truth against our own solver and a finer one."""
+    assert isinstance(task.model, Mixture)
+    assert isinstance(task.anywhere, Mixture)
+    general, far = task.anywhere.general(), 0.0
+    for t in (1.0, 0.7, 0.1, 0.01):
+        u = torch.tensor(t, dtype=torch.float64)
+        w = task.z * t + task.truth() * (1 - t)
+        far = max(far, float((task.anywhere(w, u).mean.flatten(1) - general(w.flatten(1), u).mean).abs().max()))
+    top, last = 80 / 81, 1e-6
+    field = flow_field(task.anywhere.process, task.anywhere)
+    end = integrate_adaptive(field, task.z * top, top, last, rtol=1e-9, atol=1e-10, table=DORMAND_PRINCE).y
+    truth = task.truth()
+    finer = task._flow(task.z * math.sin(math.atan(80)), math.atan(80), 0.0, tol=1e-12)
+    rows = [
+        ("the mixture against `MixtureDenoiser`, largest difference", show(far)),
+        (
+            "the truth against our Dormand-Prince in sigma/(alpha + sigma), 1e-9, RMSE",
+            show(_rms(end / (1 - last) - truth)),
+        ),
+        ("the truth against itself at 1e-12, RMSE", show(_rms(finer - truth))),
+    ]
+    return [f"## Checks of the yardsticks on {task.name}", "", *common.table(("what", "difference"), rows)]
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.square().mean().sqrt())
+
+
+def to_a_thousandth(task: Problem, peers: dict[str, Peer], known: Results, own: dict[str, Sampler]) -> list[str]:
+    """The least number of calls for an RMSE of 1e-3."""
+    rows = []
+    candidates = {name for nfe in (20, 30) for _, name in best(known, nfe)[:5]} & set(peers)
+    for name in sorted(candidates):
+        for nfe in range(12, 61):
+            cell = measure(task, peers[name], nfe)
+            if not isinstance(cell, str) and cell[0] <= 1e-3:
+                rows.append((nfe, name, show(cell[0])))
+                break
+    rows.sort()
+    for name, sampler in own.items():
+        cells = ((n, mine(task, {name: sampler}, (n,))[name][n]) for n in range(6, 41))
+        first = next(((n, c) for n, c in cells if not isinstance(c, str) and c[0] <= 1e-3), None)
+        rows.append(
+            (first[0], f"trilemma, {name}", show(first[1][0])) if first else ("over 40", f"trilemma, {name}", "")
+        )
+    return [
+        f"## Calls for an RMSE of 1e-3 on {task.name}",
+        "",
+        "The least number at which the error is reached; limit 10 for ours. Peers: the five best at 20 and at 30 calls.",
+        "",
+        *common.table(("calls", "sampler", "RMSE there"), rows),
+    ]
+
+
+def float32_floor(task: Problem, peers: dict[str, Peer], known: Results, own: dict[str, Sampler]) -> list[str]:
+    """The least error in float32, whatever it costs."""
+    calls = (50, 100, 200, 400)
+    leaders = {n for _, n in best(known, 50)[:4]} | {best(known, 50, 1)[0][1]} | (set(DEFAULTS[2:5]) & set(known))
+    rows = []
+    for name in sorted(leaders & set(peers)):
+        row = {nfe: measure(task, peers[name], nfe) for nfe in calls}
+        rows.append((name, *(show(value({name: row}, name, nfe)) for nfe in calls)))
+    found = mine(task, own, calls)
+    rows += [(f"trilemma, {name}", *(show(value(found, name, nfe)) for nfe in calls)) for name in found]
+    return [
+        f"## Floor in float32 on {task.name}",
+        "",
+        "x in float32 from start to end, RMSE; limit 2e-6 for ours.",
+        "",
+        *common.table(("sampler", *(f"{n} calls" for n in calls)), rows),
+    ]
+
+
+def spreads(tasks: list[Problem], own: dict[str, Sampler]) -> list[str]:
+    """Within-mode spread at 10 calls, of many items."""
+    rows = []
+    for task in tasks:
+        assert isinstance(task.model, Mixture)
+        x = torch.randn(4000, *task.z.shape[1:], generator=torch.Generator().manual_seed(7)) * 80
+        for name, sampler in own.items():
+            made = [task.model.spread(sampler(task.model, x, n)) for n in (8, 10, 20)]
+            rows.append((task.name, name, *(f"{v:.3f}" for v in made)))
+    return [
+        "## Within-mode spread",
+        "",
+        "Mean squared Mahalanobis distance to the nearest mode over the dimension, of 4000 items; limit 0.95 to 1.05 at 10",
+        "calls.",
+        "",
+        *common.table(("problem", "sampler", "8 calls", "10 calls", "20 calls"), rows),
+    ]
+
+
+def ranking(task: Problem, peers: dict[str, Peer]) -> list[str]:
+    """The published order at few calls on an image-like spectrum."""
+    rows = []
+    theirs = {
+        "ahead": ("diffusers UniPC3 bh2[karras]", "diffusers DPM++3[karras]", "k-diffusion lms4[karras]"),
+        "behind": ("k-diffusion heun[karras]", "k-diffusion dpm_2[karras]"),
+    }
+    names = {
+        "ahead": ("ipndm_3", "ipndm_4", "ipndm_v", "unipc_2", "unipc_3", "dpmpp_3m"),
+        "behind": ("heun", "dpm_solver_2"),
+    }
+    calls = (6, 8, 10)
+    for side in ("ahead", "behind"):
+        for name in theirs[side]:
+            if name in peers:
+                cells = [measure(task, peers[name], n) for n in calls]
+                rows.append((side, name, *(c if isinstance(c, str) else show(c[0]) for c in cells)))
+        own = {f"{name}[karras]": registry(name, "karras") for name in names[side] if name in RULES}
+        for name, row in mine(task, own, calls).items():
+            rows.append((side, f"trilemma {name}", *(c if isinstance(c, str) else show(c[0]) for c in row.values())))
+    return [
+        f"## The published ranking at 6 to 10 calls, on {task.name}",
+        "",
+        "iPNDM (k-diffusion's LMS is its kind for unequal steps), UniPC and DPM-Solver++(3M) ahead of Heun and DPM-Solver-2,",
+        "all on the grid of Karras et al.",
+        "",
+        *common.table(("published", "sampler", *(f"{n} calls" for n in calls)), rows),
+    ]
+
+
+def overhead(rounds: int) -> list[str]:
+    """Microseconds a call around a free network, for every deterministic rule; `overhead.py` has the peers."""
+    import overhead as other
+
+    head = ["rule", "16x3x32x32", "4x3x2x2", "at most 50 and 12"]
+    names = [name for name, entry in RULES.items() if not entry.stochastic]
+    times = []
+    for shape in (other.LARGE, other.SMALL):
+        jobs = {"": other.free_call(shape)} | {n: other.own(n, shape, preconditioned=False) for n in names}
+        found = other.best(jobs, rounds)
+        times.append({n: found[n][1] - found[""][1] for n in names})
+    rows = []
+    for name in names:
+        large, small = (t[name] for t in times)
+        rows.append((f"`{name}`", f"{large:.0f}", f"{small:.0f}", "yes" if large <= 50 and small <= 12 else "**no**"))
+    return [
+        "## Overhead",
+        "",
+        f"Microseconds a call beside a free network, the least of {rounds} turns; peers are in [overhead](overhead.md).",
+        "",
+        *common.table(head, rows),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    results = common.ROOT / "benchmarks/results"
+    sections = ("checks", "thousandth", "floor", "spread", "ranking", "overhead")
+    parser.add_argument(
+        "--only", nargs="*", choices=[*PROBLEMS, *sections], help="problems and sections; all if not given"
+    )
+    parser.add_argument("--quick", action="store_true", help="32 items, three numbers of calls, no other sections")
+    parser.add_argument("--fresh", action="store_true", help="measure peers that the file knows")
+    parser.add_argument("--no-registry", action="store_true", help="leave out our own rules with hindsight")
+    parser.add_argument(
+        "--peers-json", type=Path, default=results / "solvers_peers.json", help="where peers' results are"
+    )
+    parser.add_argument("--cache", type=Path, default=common.ROOT / "runs/solvers", help="truths and trained networks")
+    parser.add_argument("--dpm-solver", type=Path, help="folder of the authors' dpm_solver_pytorch.py")
+    parser.add_argument("--edm", type=Path, help="checkout of NVlabs/edm")
+    parser.add_argument("--mnist", type=Path, help="npz with train_images")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of the microsecond figures")
+    parser.add_argument("--out", type=Path, default=results / "solvers.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    keep = common.repair_torchvision()  # noqa: F841
+    begun = time.perf_counter()
+
+    calls = (5, 10, 20) if args.quick else NFE
+    chosen = args.only or [*PROBLEMS, *(() if args.quick else sections)]
+    peers, missing = families(args)
+    print(f"{len(peers)} configurations of peers; {'; '.join(missing) or 'nobody is missing'}", flush=True)
+    known = {} if args.fresh else load(args.peers_json)
+    own = ours()
+    missing += [] if "default" in own else ["our default: not in this checkout"]
+    missing += [] if "tuned" in own else ["our `tune`: not in this checkout"]
+    lines: list[str] = []
+    tasks: dict[str, Problem] = {}
+
+    def task_of(name: str) -> Problem:
+        if name not in tasks:
+            tasks[name] = problem(name, args.cache, args.mnist, 32 if args.quick else None)
+        return tasks[name]
+
+    for name in [n for n in PROBLEMS if n in chosen]:
+        if name == "mnist" and args.mnist is None:
+            missing.append("mnist: no --mnist")
+            continue
+        task = task_of(name)
+        if args.quick or name not in known:
+            several = peers
+            if name == "mnist":  # a real network: those that led elsewhere
+                leaders = {n for r in known.values() for nfe in NFE for _, n in best(r, nfe)[:3]} | set(DEFAULTS)
+                several = {n: peer for n, peer in peers.items() if n in leaders}
+            found = all_peers(task, several, calls)
+            known[name] = found if args.quick else worth_keeping(found)
+            if not args.quick:
+                save(args.cache / f"peers_{name}.json", {name: found})
+                save(args.peers_json, known)
+        results_own = mine(task, own, calls)
+        others = {} if args.no_registry or name == "mnist" else mine(task, hindsight(), calls)
+        tuned = own.get("tuned")
+        costs = tuned.cost if isinstance(tuned, Tuned) else {}
+        lines += problem_page(name, known[name], results_own, others, costs)
+        if not args.quick:
+            picture(name, known[name], results_own, args.out.with_name(f"solvers_{name}.png"))
+            lines += [f"![error against calls](solvers_{name}.png)", ""]
+        print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
+
+    extra: dict[str, Callable[[], list[str]]] = {
+        "checks": lambda: [*checks(task_of("gmm64")), *checks(task_of("gmm2"))],
+        "thousandth": lambda: to_a_thousandth(task_of("gmm64"), peers, known.get("gmm64", {}), own),
+        "floor": lambda: float32_floor(task_of("gmm64"), peers, known.get("gmm64", {}), own),
+        "spread": lambda: spreads([task_of("gmm64"), task_of("gmm2")], own),
+        "ranking": lambda: ranking(task_of("image"), peers),
+        "overhead": lambda: overhead(args.rounds),
+    }
+    for name, make in extra.items():
+        if name in chosen:
+            lines += make()
+            print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
+    lines += [f"- {line}" for line in missing]
+    packages = ("diffusers", "k-diffusion", "azula", "smalldiffusion", "flow-matching", "torchdiffeq")
+    common.document("Solvers: error against calls", "benchmarks/solvers.py", packages, lines, args.out)
+
+
+if __name__ == "__main__":
+    main()
