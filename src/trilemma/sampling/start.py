@@ -26,15 +26,9 @@ class Start:
     def __init__(self, denoiser: Denoiser, x: Tensor, noise: Noise, cond: dict[str, Tensor]) -> None:
         self.denoiser, self.x, self.noise, self.cond, self.calls = denoiser, x, noise, cond, 0
 
-    def mean(self, items: Tensor | None = None, repeat: int = 1) -> Callable[[Tensor, Tensor], Tensor]:
-        """E[x | x_t] of some of the items as a function of x and the time, ``()`` or one an item; counts its calls.
-
-        Args:
-            items: their numbers; all if not given.
-            repeat: how often each of them comes, neighbours being the same item.
-        """
-        picked = self.cond if items is None else {key: value[items] for key, value in self.cond.items()}
-        cond = picked if repeat == 1 else {key: value.repeat_interleave(repeat, 0) for key, value in picked.items()}
+    def mean(self, items: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """E[x | x_t] of the items with these numbers, as a function of x and the time, ``()`` or one an item; counts calls."""
+        cond = {key: value[items] for key, value in self.cond.items()}
 
         def mean(x: Tensor, t: Tensor) -> Tensor:
             self.calls += 1
