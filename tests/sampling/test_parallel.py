@@ -53,7 +53,7 @@ def test_tolerance_zero_is_step_by_step(name, window):
 
 @pytest.mark.parametrize("window", [4, 10])
 def test_every_sweep_settles_one_state(window):
-    """A denoiser that depends on its input in an unforeseeable way needs them all, and one that does not depend on it needs two."""
+    """A denoiser that depends on its input in an unforeseeable way needs all sweeps, one that does not depend on it needs two."""
 
     class Wild(Labelled):
         def forward(self, x_t, t, **cond):
