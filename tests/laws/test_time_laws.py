@@ -7,9 +7,11 @@ import torch
 
 from oracles import F64, scalar
 from trilemma.numerics.noise import Noise
-from trilemma.process import TIMES, VP, Cosine, Flow, LogitNormal, LogNormalSigma, Uniform
+from trilemma.process import EDM, TIMES, VP, Cosine, Flow, GeometricLevels, LogitNormal, LogNormalSigma, Uniform
 
-every = pytest.mark.parametrize("name", TIMES)
+every = pytest.mark.parametrize(
+    "name", [name for name in TIMES if name != "geometric"]
+)  # that one is discrete: see below
 N = 1000
 DKW = math.sqrt(math.log(2 / 1e-6) / (2 * N))  # sup |F_n - F| exceeds this with probability 1e-6 (Massart 1990)
 P = torch.linspace(0.01, 0.99, 99, dtype=F64)
@@ -65,3 +67,21 @@ def test_batches_differ_and_come_again(name):
     first, second = law(Flow(), 5, Noise([1]).at(0)), law(Flow(), 5, Noise([1]).at(1))
     assert not bool((first == second).any())
     assert torch.equal(first, law(Flow(), 5, Noise([1]).at(0)))
+
+
+@pytest.mark.parametrize("process", [EDM(), VP(), Flow()], ids=["edm", "vp", "flow"])
+def test_geometric_levels_are_those_of_the_paper(process):
+    """Song and Ermon 2019: sigma_1 = 1, ..., sigma_10 = 0.01 with one ratio, each with probability 1/10."""
+    law = GeometricLevels()
+    t = law(process, 1000, Noise([4]))
+    level = (process.sigma(t) / process.alpha(t)).log10()
+    steps = level * -4.5  # 0, 1, ..., 9
+    torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-8)
+    assert torch.bincount(steps.round().long()).tolist() == [100] * 10  # spread evenly
+    assert torch.equal(t, law(process, 1000, Noise([4])))
+    alone = GeometricLevels(low_discrepancy=False)(process, 20000, Noise([5]))
+    counts = torch.bincount((-4.5 * (process.sigma(alone) / process.alpha(alone)).log10()).round().long())
+    assert len(counts) == 10
+    assert float((counts - 2000).square().sum() / 2000) < 36  # chi-square of 9 degrees: false alarm 4e-5
+    with pytest.raises(ValueError, match="whole count"):
+        GeometricLevels(count=2.5)

@@ -5,7 +5,7 @@ from .gaussian import GaussianProcess, Shifted
 from .grid import GRIDS
 from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 from .registry import PROCESSES, process_from_config, process_from_entry, process_to_config
-from .times import TIMES, LogitNormal, LogNormalSigma, TimeLaw, Uniform
+from .times import TIMES, GeometricLevels, LogitNormal, LogNormalSigma, TimeLaw, Uniform
 
 __all__ = [
     "EDM",
@@ -18,6 +18,7 @@ __all__ = [
     "Flow",
     "FromBetas",
     "GaussianProcess",
+    "GeometricLevels",
     "LogNormalSigma",
     "LogitNormal",
     "Shifted",

@@ -11,6 +11,7 @@ Source of (1): Kingma et al. 2021 (arXiv:2107.00630), appendix I.1.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..numerics.noise import Noise
 from .gaussian import GaussianProcess
 
-__all__ = ["TIMES", "LogNormalSigma", "LogitNormal", "TimeLaw", "Uniform"]
+__all__ = ["TIMES", "GeometricLevels", "LogNormalSigma", "LogitNormal", "TimeLaw", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,48 @@ class LogNormalSigma(TimeLaw):
         return process.time(-2 * (self.mean + self.std * torch.special.ndtri(u)))
 
 
+@dataclass(frozen=True)
+class GeometricLevels(TimeLaw):
+    """sigma/alpha one of ``count`` levels in geometric progression, each as likely as any other, whatever the process.
+
+    Args:
+        low_discrepancy: spread each batch evenly over the levels.
+        high: the highest level.
+        low: the lowest.
+        count: how many, at least two; a whole number.
+
+    Raises:
+        ValueError: the levels are not in order, or fewer than two.
+
+    Source: Song and Ermon 2019 (arXiv:1907.05600), section 4.1: ten levels from 1 to 0.01.
+
+    >>> from trilemma.process import EDM
+    >>> GeometricLevels(count=3).quantile(EDM(1.0), torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    tensor([1.0000, 0.1000, 0.0100], dtype=torch.float64)
+    """
+
+    high: float = 1.0
+    low: float = 0.01
+    count: float = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high < math.inf or self.count < 2 or self.count != int(self.count):
+            raise ValueError(
+                f"geometric levels need 0 < low < high and a whole count of at least 2; got {self.low}, {self.high}, {self.count}"
+            )
+
+    def quantile(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        """The time of level number floor(count u), counted from the highest."""
+        k = (u * self.count).floor().clamp(max=self.count - 1)
+        share = k / (self.count - 1)
+        return process.time(-2 * ((1 - share) * math.log(self.high) + share * math.log(self.low)))
+
+
 TIMES: dict[str, Callable[[], TimeLaw]] = {
     "uniform": lambda: Uniform(low_discrepancy=False),
     "low_discrepancy": Uniform,
     "logit_normal": LogitNormal,
     "log_normal_sigma": LogNormalSigma,
+    "geometric": GeometricLevels,
 }
 """Every law of training times by its name."""
