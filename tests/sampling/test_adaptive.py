@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oracles import F64, PROCESS_CASES, Mixture, registry, scalar
-from trilemma.denoise import Covariances, Denoiser, Gaussian, GaussianDenoiser, Preconditioned
+from trilemma.denoise import Covariances, Denoiser, Gaussian, GaussianDenoiser, Preconditioned, Thresholded
 from trilemma.numerics.noise import Noise
 from trilemma.numerics.ode import integrate
 from trilemma.numerics.tableau import RK4
@@ -179,7 +179,6 @@ class Counted(Denoiser):
     def __init__(self, process):
         super().__init__()
         self.process, self.calls, self.rows = process, 0, 0
-        self.sigma_data = 0.7
 
     def forward(self, x_t, t, *, label):
         self.calls, self.rows = self.calls + 1, self.rows + len(x_t)
@@ -206,10 +205,25 @@ def test_sigma_data_is_that_of_the_denoiser():
     net = Preconditioned(lambda x, c_time: torch.sin(x), VP(), "edm", sigma_data=0.5)
     first, second = adaptive(net, (2, 3)), adaptive(net, (2, 3), sigma_data=0.5)
     assert torch.equal(first.x, second.x)
+    assert torch.equal(adaptive(Thresholded(net, limit=100.0), (2, 3)).x, first.x)
     other = adaptive(
         net, (2, 3), rtol=1e-5, atol=1e-5, sigma_data=1.3
     )  # the variable is a matter of cost, not of the answer
     torch.testing.assert_close(other.x, first.x, rtol=0, atol=5e-3)
+
+
+def test_a_denoiser_that_drops_units_is_refused():
+    class Dropping(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.process, self.drop = VP(), torch.nn.Dropout(0.1)
+
+        def forward(self, x_t, t):
+            return Gaussian(self.drop(x_t) * 0)
+
+    with pytest.raises(ValueError, match="eval"):
+        adaptive(Dropping(), (2, 2))
+    assert float(adaptive(Dropping().eval(), (2, 2)).x.abs().max()) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from oracles import F64, Basis, log_snr_times, scalar
+from oracles import F64, Basis, law_of, log_snr_times, scalar
 from trilemma.denoise import Gaussian
 from trilemma.numerics.tableau import EULER
 from trilemma.process import EDM, VP, Flow, SubVP
@@ -202,6 +202,17 @@ def test_first_order_is_the_plan_of_first_order(eta, prediction):
     torch.testing.assert_close(first, runge_kutta(EULER)(Flow(), straight).steps[0][1][-1], rtol=1e-12, atol=1e-14)
     fresh = singlestep(2, 1.0)(Flow(), straight).steps[0][1][-1]
     torch.testing.assert_close(fresh, torch.tensor([0.0, 0.6, 0.4], dtype=F64), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_sde", "seeds_2", "seeds_3"])
+def test_the_variance_is_of_second_order(name):
+    """Of data N(0, 0.04), propagated exactly: with noise that is consistent over the stages, twice the steps leave a quarter."""
+    errors = []
+    for n in (80, 160):
+        ts = log_snr_times(VP(), -7.5, 3.0, n)
+        alpha, sigma = float(VP().alpha(ts[-1])), float(VP().sigma(ts[-1]))
+        errors.append(law_of(get_rule(name), VP(), ts, 0.0, 0.04)[1] / (0.04 * alpha**2 + sigma**2) - 1)
+    assert math.log2(errors[0] / errors[1]) > 1.75
 
 
 def test_orders_of_dpm_solver_fast():

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..denoise.denoiser import Denoiser
+from ..denoise.denoiser import Denoiser, Preconditioned
 from ..numerics.ode import Continuous, Solution, integrate_adaptive
 from ..numerics.shapes import pad, rms
 from ..numerics.tableau import TABLES, TSITOURAS, Tableau
@@ -205,7 +205,7 @@ def adaptive(
         seeds: an integer, one integer per item, or a ``torch.Generator``; as in ``sample``.
         x: the state at ``start``; drawn if not given.
         start: time at which to start.
-        sigma_data: standard deviation of the data in (1); that of the denoiser, or 1, if not given.
+        sigma_data: standard deviation of the data in (1), a matter of cost; that of the denoiser inside, or 1, if not given.
         cond: conditions for the denoiser, one per item.
         dense: keep the solution in between, for :meth:`Adaptive.at`.
         max_calls: give up one solution after so many calls.
@@ -236,7 +236,8 @@ def adaptive(
         raise ValueError(f"control must be 'global' or 'local', got {control!r}")
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"tolerances must be positive, got rtol={rtol}, atol={atol}")
-    scale = float(getattr(denoiser, "sigma_data", 1.0)) if sigma_data is None else sigma_data
+    known = (m.sigma_data for m in denoiser.modules() if isinstance(m, Preconditioned))
+    scale = float(next(known, 1.0) if sigma_data is None else sigma_data)
     if not 0 < scale < math.inf:
         raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}")
     batch = begin(denoiser, shape, start, seeds=seeds, x=x, cond=cond)

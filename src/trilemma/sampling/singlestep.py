@@ -152,7 +152,7 @@ def singlestep(order: int | Sequence[int] = 2, eta: float = 0.0, *, prediction: 
         ``order`` calls a step; one for the step to t = 0 and for one from where alpha = 0.
 
     Error:
-        O(h^order) for eta = 0; O(h) in law for eta > 0.
+        O(h^order) for eta = 0. For eta > 0 the law of Gaussian data is right to O(h^2) with orders 2 and 3.
 
     Differs:
         The noise of the x0 form with eta = 1 has the exact covariance of (3); k-diffusion's ``dpmpp_sde`` takes the increments of

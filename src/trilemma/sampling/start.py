@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoise.denoiser import Denoiser
 from ..numerics.noise import Noise
@@ -54,6 +54,8 @@ def begin(
     device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
     cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
     denoiser.check_cond(cond)
+    if any(m.training and m.p > 0 for m in denoiser.modules() if isinstance(m, nn.Dropout)):
+        raise ValueError("the denoiser is in training mode and drops units at random; call .eval() on it first")
     shape, noise = tuple(shape), Noise(seeds, shape[0])
     for key, value in cond.items():
         if value.ndim == 0 or value.shape[0] != shape[0]:
