@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from oracles import F64, Mixture, law_of, log_snr_times
-from trilemma.denoise import Covariances, GaussianDenoiser
+from trilemma.denoise import Covariances, Gaussian, GaussianDenoiser
 from trilemma.numerics.noise import Noise
 from trilemma.numerics.tableau import HEUN
 from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import karras_grid, log_snr_grid
-from trilemma.sampling import ddim, ddpm, exponential, runge_kutta, sample
+from trilemma.sampling import ddim, ddpm, exponential, run, runge_kutta, sample
 from trilemma.sampling.sa import Band, Extended, er_sde, sa_solver
 from trilemma.sampling.stochastic import euler_maruyama
 from trilemma.sampling.wrap import brownian, restart
@@ -165,3 +165,20 @@ def test_where_there_is_no_room_nothing_is_restarted():
     assert law_of(restart(exponential(1), low=0.08, high=4.0), EDM(), end, 0.1, 0.2)[1] > 0
     with pytest.raises(ValueError, match="0 < low < high"):
         restart(ddim(), low=0.0)
+
+
+def test_several_intervals_are_several_wraps():
+    """Calls of Euler's method: every interval is repeated once a passage, in either order of wrapping."""
+    ts, first, second = log_snr_times(EDM(), -6.0, 6.0, 24), {"low": 1.0, "high": 2.0}, {"low": 0.1, "high": 0.3}
+    for outer, inner in ((first, second), (second, first)):
+        calls = []
+
+        def denoise(x, t, calls=calls):
+            calls.append(80 * float(t))
+            return Gaussian(torch.zeros_like(x))
+
+        rule = restart(restart(exponential(1), steps=4, repeats=3, **inner), steps=5, repeats=2, **outer)
+        run(rule(EDM(), ts), denoise, torch.ones(1, 1, dtype=F64), 24, Noise(0, 1))
+        assert len(calls) == 24 + 4 * 3 + 5 * 2
+        assert sum(abs(level - outer["high"]) < 1e-9 for level in calls) == 2
+        assert sum(abs(level - inner["high"]) < 1e-9 for level in calls) == 3

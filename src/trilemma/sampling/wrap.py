@@ -191,16 +191,14 @@ class _Restart:
     inflate: float
 
     def __call__(self, process: GaussianProcess, ts: Tensor) -> Step:
-        """Cut the grid at the time nearest to the low level; nothing is repeated where that is no lower than the high one."""
-        n = len(ts) - 1
-        distance = (process.log_snr(ts[1:]) / 2 + math.log(self.low)).abs()
-        at = 1 + int(distance.argmin())
+        """Cut the grid at the time nearest to the low level, if it comes from above it and has a time below the high one."""
+        n, above = len(ts) - 1, process.log_snr(ts) / 2 + math.log(self.low)  # log(low / level)
+        at = 1 + int(above[1:].abs().argmin())
         top = process.time(torch.tensor(-2 * math.log(self.high), dtype=torch.float64))
-        if not 0 < ts[at] < top:
+        if above[0] >= 0 or not 0 < ts[at] < top:
             return self.inner(process, ts)
         before, after = self.inner(process, ts[: at + 1]), self.inner(process, ts[at:]) if at < n else None
-        levels = (math.exp(-float(process.log_snr(t)) / 2) for t in (ts[at], top))
-        low, high = levels
+        low, high = (math.exp(-float(process.log_snr(t)) / 2) for t in (ts[at], top))
         inside = karras_grid(process, self.steps + 1, sigma_min=low, sigma_max=high)[:-1]
         inside[0], inside[-1] = top, ts[at]
         again = self.inner(process, inside)
@@ -231,7 +229,7 @@ def restart(
     Fresh noise forgets errors made before, as in a stochastic rule; the way down is the inner rule's, with its small errors.
 
     Args:
-        inner: the rule for all ways down; ``runge_kutta(HEUN)`` in the paper. Wrap several times for several intervals.
+        inner: the rule for all ways down; ``runge_kutta(HEUN)`` in the paper. Another restart, for several intervals.
         low: t_min in units of sigma/alpha; moved to the nearest level of the grid.
         high: t_max.
         steps: steps of a way down, on Karras' levels with rho = 7.
