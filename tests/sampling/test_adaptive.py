@@ -87,12 +87,12 @@ def test_calls_for_an_error_of_a_thousandth_in_64_dimensions():
     """About 50 with local control (the best adaptive peer takes 54 for 4.5e-4 and 68 for 1.1e-3, anchors.md section 1)."""
     (data, sigma_data), (start, exact, _) = mixture("64-D"), truth("64-D", 48)
     process = EDM()
-    for method, budget in (("bogacki_shampine", 50), ("tsitouras", 56)):
+    for method, budget, allowed in (("bogacki_shampine", 50, 1e-3), ("tsitouras", 56, 1.5e-3)):
         s = adaptive(
             data.torch(process), start.shape, rtol=0.0, atol=1e-3, method=method, control="local", sigma_data=sigma_data, x=start
         )  # fmt: skip
         assert s.calls <= budget
-        assert float((s.x - exact).square().mean().sqrt()) < 1.5e-3
+        assert float((s.x - exact).square().mean().sqrt()) < allowed
         assert bool(s.error.isnan().all())
 
 
