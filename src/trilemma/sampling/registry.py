@@ -14,7 +14,7 @@ from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
 from .loop import Rule
 from .multistep import adams, deis, dpm_solver, gradient_estimation, ipndm
 from .pndm import plms, pndm
-from .sa import Constant, er_sde, sa_solver
+from .sa import Constant, Extended, er_sde, sa_solver
 from .singlestep import singlestep
 from .stochastic import ancestral, euler_ancestral, euler_maruyama, gaussian_error, reverse_diffusion
 from .unipc import unipc
@@ -202,6 +202,12 @@ RULES: dict[str, RuleEntry] = {
     ),
     "sa_solver_full": RuleEntry(
         lambda: sa_solver(2, 2, clock=Constant(1.0)), 0, 1, "stochastic Adams 2/2, tau = 1 everywhere (Xue et al. 2023)"
+    ),
+    "sa_extended": RuleEntry(
+        lambda: sa_solver(2, 2, clock=Extended()),
+        0,
+        1,
+        "stochastic Adams 2/2 with the noise of ER-SDE: best law in few calls",
     ),
     "er_sde_1": RuleEntry(lambda: er_sde(1), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
     "er_sde_2": RuleEntry(lambda: er_sde(2), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
