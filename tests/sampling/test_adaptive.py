@@ -201,7 +201,7 @@ def test_items_conditions_and_calls():
     assert model.rows < 2 * model.calls * 5
 
 
-def test_sigma_data_is_that_of_the_denoiser():
+def test_what_is_chosen_if_nothing_is_said():
     net = Preconditioned(lambda x, c_time: torch.sin(x), VP(), "edm", sigma_data=0.5)
     first, second = adaptive(net, (2, 3)), adaptive(net, (2, 3), sigma_data=0.5)
     assert torch.equal(first.x, second.x)
