@@ -3,7 +3,7 @@
     import trilemma as tl
 
     model = tl.Preconditioned(tl.UNet(dims=2, channels=1), tl.Flow(), "velocity")
-    x = tl.sample(model, (64, 1, 8, 8), tl.log_snr_grid(model.process, 20), tl.dpmpp_2m)
+    x = tl.sample(model, (64, 1, 8, 8), 20)             # 20 calls; any grid and rule in their place
 
 The names below are loaded when they are first used, so that importing the package and asking the command line for help cost
 nothing. The rest is reached by module: ``trilemma.numerics``, ``process``, ``nets``, ``denoise``, ``sampling``, ``train``,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .process import Shifted as Shifted
     from .process import Sigmoid as Sigmoid
     from .process import SubVP as SubVP
+    from .process.grid import angular_grid as angular_grid
     from .process.grid import karras_grid as karras_grid
     from .process.grid import log_snr_grid as log_snr_grid
     from .process.grid import shifted_grid as shifted_grid
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .sampling import Plan as Plan
     from .sampling import ProgressBar as ProgressBar
     from .sampling import Trajectory as Trajectory
+    from .sampling import angular as angular
     from .sampling import churn as churn
     from .sampling import ddim as ddim
     from .sampling import ddpm as ddpm
@@ -76,13 +78,15 @@ _HOMES = {
     "numerics.noise": "Noise",
     "numerics.tableau": "HEUN RK4",
     "process": "Cosine EDM Flow FromBetas GaussianProcess Shifted Sigmoid SubVP VE VP",
-    "process.grid": "karras_grid log_snr_grid shifted_grid trailing_grid uniform_grid",
+    "process.grid": "angular_grid karras_grid log_snr_grid shifted_grid trailing_grid uniform_grid",
     "sampling.hooks": "ProgressBar Trajectory",
     "sampling.plan": "Plan",
     "sampling.wrap": "churn",
     "sampling.linear": "ddim ddpm dpmpp_2m exponential",
     "sampling.registry": "get_rule",
-    "sampling.loop": "run sample",
+    "sampling.loop": "run",
+    "sampling.draw": "sample",
+    "sampling.angle": "angular",
     "sampling.flow": "runge_kutta",
     "train": "TrainConfig Trainer",
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .shapes import dot, pad
 
-__all__ = ["cg", "gmres", "lagrange_weights", "moments"]
+__all__ = ["cg", "gmres", "interpolatory_weights", "lagrange_weights", "moments"]
 
 
 def cg(
@@ -131,21 +131,19 @@ def moments(h: float, count: int, *, end: bool) -> list[float]:
     return out
 
 
-def lagrange_weights(nodes: Sequence[float], h: float, *, end: bool) -> list[float]:
-    """Weights b_j with sum_j b_j p(u_j) = integral of the exponential weight times p, for polynomials p of degree < len(nodes).
+def interpolatory_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """Weights b_j with sum_j b_j u_j^k = m_k for k < len(nodes): those that integrate polynomials as the moments do.
 
     Args:
-        nodes: distinct positions u_j; the interval of integration is [0, h].
-        h: its length.
-        end: as in :func:`moments`.
+        nodes: distinct positions u_j.
+        moments: the integrals m_k of u^k, as many as there are nodes.
 
     Source: Bjorck and Pereyra 1970, "Solution of Vandermonde systems of equations": no matrix, and errors of a few roundings.
 
-    >>> [round(w, 6) for w in lagrange_weights([0.0], 1.0, end=True)]
-    [0.632121]
+    >>> interpolatory_weights([0.0, 1.0], [1.0, 0.5])              # the trapezoidal rule on [0, 1]
+    [0.5, 0.5]
     """
-    n = len(nodes)
-    b = moments(h, n, end=end)
+    n, b = len(nodes), list(moments)
     for k in range(n - 1):  # the moments of Newton's polynomials, then of Lagrange's
         for i in range(n - 1, k, -1):
             b[i] -= nodes[k] * b[i - 1]
@@ -155,3 +153,17 @@ def lagrange_weights(nodes: Sequence[float], h: float, *, end: bool) -> list[flo
         for i in range(k, n - 1):
             b[i] -= b[i + 1]
     return b
+
+
+def lagrange_weights(nodes: Sequence[float], h: float, *, end: bool) -> list[float]:
+    """Weights b_j with sum_j b_j p(u_j) = integral of the exponential weight times p, for polynomials p of degree < len(nodes).
+
+    Args:
+        nodes: distinct positions u_j; the interval of integration is [0, h].
+        h: its length.
+        end: as in :func:`moments`.
+
+    >>> [round(w, 6) for w in lagrange_weights([0.0], 1.0, end=True)]
+    [0.632121]
+    """
+    return interpolatory_weights(nodes, moments(h, len(nodes), end=end))

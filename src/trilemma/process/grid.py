@@ -16,7 +16,16 @@ from torch import Tensor
 from .betas import FromBetas
 from .gaussian import GaussianProcess
 
-__all__ = ["GRIDS", "Grid", "karras_grid", "log_snr_grid", "shifted_grid", "trailing_grid", "uniform_grid"]
+__all__ = [
+    "GRIDS",
+    "Grid",
+    "angular_grid",
+    "karras_grid",
+    "log_snr_grid",
+    "shifted_grid",
+    "trailing_grid",
+    "uniform_grid",
+]
 
 
 class Grid(Protocol):
@@ -119,11 +128,42 @@ def shifted_grid(process: GaussianProcess, steps: int, *, shift: float = 3.0) ->
     return _from_log_snr(process, 2 * torch.log((1 - u) / u))
 
 
+def angular_grid(
+    process: GaussianProcess, steps: int, *, sigma_data: float = 0.5, spread: float = 0.55, centre: float = -0.2
+) -> Tensor:
+    """Noise levels l = log(sigma / (alpha sigma_data)) with density cosh(l - centre)^(-spread), the last step to 0 included.
+
+    With ``spread`` 1 and ``centre`` 0 they are equally spaced in the angle atan(sigma / (alpha sigma_data)): dense where noise
+    turns into data, with tails e^(-spread |l|). Less spread reaches further, for data with structure on many scales.
+
+    Args:
+        process: the noise process.
+        steps: number of steps.
+        sigma_data: standard deviation of the data.
+        spread: exponent of the density, in (0, 2]; small for a wide law.
+        centre: the densest level; below 0 because fine structure needs more steps than coarse.
+
+    >>> from trilemma.process import Flow
+    >>> angular_grid(Flow(), 4, sigma_data=1.0, spread=1.0, centre=0.0).round(decimals=3).tolist()
+    [1.0, 0.707, 0.5, 0.293, 0.0]
+    """
+    top = -_lowest(process) / 2 - math.log(sigma_data)
+    level = torch.linspace(-60, min(top, 60.0), 40_001, dtype=torch.float64)  # beyond 60: less than 1e-16 of x
+    share = torch.cosh(level - centre) ** -spread
+    below = torch.cumulative_trapezoid(share, level)
+    below = torch.cat([below.new_zeros(1), below]) / below[-1]
+    wanted = 1 - torch.arange(_count(steps), dtype=torch.float64) / steps
+    i = torch.searchsorted(below, wanted).clamp(1, len(level) - 1)
+    level = level[i - 1] + (wanted - below[i - 1]) / (below[i] - below[i - 1]) * (level[i] - level[i - 1])
+    return _from_log_snr(process, -2 * (level + math.log(sigma_data)))
+
+
 GRIDS: dict[str, Callable[[GaussianProcess, int], Tensor]] = {
     "uniform": uniform_grid,
     "trailing": trailing_grid,
     "karras": karras_grid,
     "log_snr": log_snr_grid,
     "shifted": shifted_grid,
+    "angular": angular_grid,
 }
 """Every grid by its name."""

@@ -1,10 +1,12 @@
 """Floor 2: sampling."""
 
+from .angle import angle, angular, angular_plan
+from .draw import sample
 from .flow import flow_field, runge_kutta
 from .hooks import Preview, ProgressBar, Trajectory, together
 from .langevin import annealed_langevin, corrector
 from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
-from .loop import Denoise, Hook, Progress, Rule, Step, run, sample
+from .loop import Denoise, Hook, Progress, Rule, Step, run
 from .plan import Plan
 from .registry import RULES, get_rule
 from .sa import er_sde, sa_solver
@@ -23,6 +25,9 @@ __all__ = [
     "Step",
     "Trajectory",
     "ancestral",
+    "angle",
+    "angular",
+    "angular_plan",
     "annealed_langevin",
     "brownian",
     "churn",

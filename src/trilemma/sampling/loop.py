@@ -7,20 +7,18 @@ travels in ``carry``, which is None at the first step. Nothing is mutated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..denoise.denoiser import Denoiser
 from ..denoise.posterior import Gaussian
 from ..numerics.noise import Noise
 from ..process.gaussian import GaussianProcess
 
-__all__ = ["Denoise", "Hook", "Progress", "Rule", "Step", "check_grid", "run", "sample"]
+__all__ = ["Denoise", "Hook", "Progress", "Rule", "Step", "check_grid", "run"]
 
 Carry = Any
 Denoise = Callable[[Tensor, Tensor], Gaussian]
@@ -108,86 +106,3 @@ def run(
         if hook is not None and hook(i + 1, x):
             break
     return x
-
-
-@torch.no_grad()
-def sample(
-    denoiser: Denoiser,
-    shape: Sequence[int],
-    grid: Tensor,
-    rule: Rule,
-    *,
-    seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
-    x: Tensor | None = None,
-    hook: Hook | None = None,
-    cond: dict[str, Tensor] | None = None,
-) -> Tensor:
-    """Draw samples: from noise at ``grid[0]`` down to ``grid[-1]``.
-
-    Args:
-        denoiser: any denoiser, guided or wrapped.
-        shape: ``(B, ...)``.
-        grid: times, shape ``(N+1,)``, decreasing; see ``trilemma.process.grid``.
-        rule: how to step; see ``trilemma.sampling.RULES``.
-        seeds: an integer, one integer per item, or a ``torch.Generator``. An item depends on its own seed, not on the batch.
-        x: the state at ``grid[0]``; drawn from N(0, sigma^2) if not given.
-        hook: called with a :class:`Progress` after every step; a true value stops and returns the state as it is.
-        cond: conditions for the denoiser, one per item.
-
-    Returns:
-        Shape ``(B, ...)``, float32 unless ``x`` says otherwise, on the device of the denoiser.
-
-    Raises:
-        ValueError: the grid, the seeds, the conditions or ``x`` do not fit; found before any work is done.
-
-    Cost:
-        The calls of the rule (one a step for most) and memory for a few copies of the state.
-
-    >>> import trilemma as tl
-    >>> two = tl.MixtureDenoiser(tl.Flow(), torch.tensor([[-1.0], [1.0]]), tl.Covariances.diagonal(torch.full((2, 1), 0.01)))
-    >>> x = sample(two, (1000, 1), tl.log_snr_grid(two.process, 20), tl.dpmpp_2m)
-    >>> round(float(x.abs().mean()), 1)
-    1.0
-    """
-    ts = check_grid(grid)
-    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
-    cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
-    denoiser.check_cond(cond)
-    if any(m.training and m.p > 0 for m in denoiser.modules() if isinstance(m, nn.Dropout)):
-        raise ValueError("the denoiser is in training mode and drops units at random; call .eval() on it first")
-    shape = tuple(shape)
-    noise = Noise(seeds, shape[0])
-    for key, value in cond.items():
-        if value.ndim == 0 or value.shape[0] != shape[0]:
-            raise ValueError(
-                f"the condition {key!r} needs one entry for each of {shape[0]} items, got {tuple(value.shape)}"
-            )
-    if x is None:
-        if float(denoiser.process.log_snr(ts[0])) > 0:
-            raise ValueError(f"at t = {float(ts[0])}, where this grid starts, x_t is more signal than noise: give x")
-        x = denoiser.process.prior(shape, noise.at(-1), t=float(ts[0]), like=torch.empty(0, device=device))
-    elif tuple(x.shape) != shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but {shape} was asked for")
-    elif not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
-    else:
-        x = x.to(device)
-    try:
-        step = rule(denoiser.process, ts)
-    except TypeError as error:
-        raise ValueError(
-            f"rule must be one such as ddpm, ddim() or get_rule('dpmpp_2m'), got {rule!r}: {error}"
-        ) from error
-    times = ts.tolist()
-    latest: Tensor | None = None
-
-    def denoise(x: Tensor, t: Tensor) -> Gaussian:
-        nonlocal latest
-        out = denoiser(x, t, **cond)
-        latest = out.mean
-        return out
-
-    def after(i: int, x: Tensor) -> object:
-        return hook(Progress(i, len(times) - 1, x, times[i], latest)) if hook is not None else None
-
-    return run(step, denoise, x, len(ts) - 1, noise, after if hook is not None else None)

@@ -8,6 +8,7 @@ from functools import partial
 
 from .._names import lookup
 from ..numerics.tableau import DORMAND_PRINCE, EULER, HEUN, MIDPOINT, RK4
+from .angle import angular
 from .flow import runge_kutta
 from .langevin import annealed_langevin, corrector
 from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
@@ -35,6 +36,7 @@ class RuleEntry:
         needs_signal: whether it cannot start where alpha = 0.
         extra: calls of the first steps beyond those.
         by_time: whether its numbers depend on how the process counts time, not on the noise levels alone.
+        beyond: whether its last step to t = 0 goes beyond x = D by what it knows of the past.
     """
 
     make: Callable[[], Rule]
@@ -44,6 +46,7 @@ class RuleEntry:
     needs_signal: bool = False
     extra: int = 0
     by_time: bool = False
+    beyond: bool = False
 
     @property
     def stochastic(self) -> bool:
@@ -52,6 +55,11 @@ class RuleEntry:
 
 
 RULES: dict[str, RuleEntry] = {
+    "angular": RuleEntry(
+        lambda: angular(), 4, 1, "Adams, corrected, in atan(sigma/(alpha sigma_data)); the default", beyond=True
+    ),
+    "angular_3": RuleEntry(lambda: angular(3), 3, 1, "the same of order 3", beyond=True),
+    "angular_5": RuleEntry(lambda: angular(5), 5, 1, "the same of order 5", beyond=True),
     "ddpm": RuleEntry(lambda: ddpm, 0, 1, "ancestral sampling with the posterior's variance (Ho et al. 2020)"),
     "ddim": RuleEntry(lambda: ddim(0.0), 1, 1, "deterministic first order (Song et al. 2021)"),
     "ddim_half": RuleEntry(lambda: ddim(0.5), 0, 1, "DDIM with eta = 0.5 (Song et al. 2021)"),
