@@ -7,7 +7,10 @@ flow from there (see `problems.py`). The figure is the root mean square error of
 few items near the boundary of a basin, so the median item is given too. A peer runs in float32, as shipped, with the number of
 steps whose calls, counted by the denoiser, are at most those of the column. Of the peers' configurations only those that start
 at sigma/alpha >= 60 compete. The best of them is chosen for every column with hindsight, which no user has. All are measured at
-5, 10 and 30 calls, and at the others if their error or their median is within 3 times the least at one of these.
+5, 10 and 30 calls, and at the others if their error or their median is within 3 times the least at one of these,
+or among the best two of the peer.
+Problems other than the mixtures gmm64 and gmm2 get the leaders on these: for every number of calls the best 15, the five best
+medians and the best of each family, and all defaults.
 
 Peers' results are kept in a file and taken from there when it has them; `--fresh` measures them again.
 """
@@ -37,6 +40,7 @@ from trilemma.sampling.flow import flow_field
 
 SCREEN = (5, 10, 30)  # calls at which every configuration is measured
 HOPELESS = 3.0  # times the least error and the least median at all of them: not measured elsewhere
+WHOLE = ("gmm64", "gmm2")  # where all configurations of the peers are measured
 PROBLEMS = ("gmm64", "gmm2", "image", "digits", "mnist")
 
 # Peers
@@ -92,16 +96,27 @@ def compare(task: Problem, end: End) -> list[float] | str:
     return errors(end.x, task.truth(end.start, end.end if task.exact else 0.0))
 
 
+def contenders(name: str, known: dict[str, Results]) -> set[str]:
+    """Whom to measure: everybody (an empty set) on `WHOLE`; elsewhere those kept there, on a costly network the best three."""
+    if name in WHOLE:
+        return set()
+    rows = [results for key, results in known.items() if key in WHOLE]
+    if name != "mnist":
+        return {n for results in rows for n in results}
+    return {n for results in known.values() for nfe in NFE for _, n in best(results, nfe)[:3]} | set(DEFAULTS)
+
+
 def all_peers(task: Problem, peers: dict[str, Peer], calls: tuple[int, ...]) -> Results:
     """Every configuration at `SCREEN`, and at the other numbers of calls those that were not hopeless there."""
     since = time.perf_counter()
     results = _measured(task, peers, [n for n in calls if n in SCREEN] or calls, {}, since)
-    least = {(n, which): best(results, n, which)[0][0] for n in SCREEN if n in calls for which in (0, 1)}
-    hopeful = {
-        name: peer
-        for name, peer in peers.items()
-        if name in DEFAULTS or any(value(results, name, n, k) <= HOPELESS * low for (n, k), low in least.items())
-    }
+    screened = [n for n in SCREEN if n in calls]
+    least = {(n, which): best(results, n, which)[0][0] for n in screened for which in (0, 1)}
+    chosen = {name for name in peers if any(value(results, name, *at) <= HOPELESS * low for at, low in least.items())}
+    for family in {name.split()[0] for name in peers}:
+        members = [name for name in peers if name.split()[0] == family]
+        chosen |= {name for n in screened for _, name in best(results, n, 0, members)[:2]}
+    hopeful = {name: peer for name, peer in peers.items() if name in chosen | set(DEFAULTS)}
     print(f"  {task.name}: {len(hopeful)} of {len(peers)} configurations go on", flush=True)
     return _measured(task, hopeful, [n for n in calls if n not in results[next(iter(peers))]], results, since)
 
@@ -399,10 +414,8 @@ def main() -> None:
             continue
         task = task_of(name)
         if args.quick or name not in known:
-            several = peers
-            if name == "mnist":  # a real network: those that led elsewhere
-                leaders = {n for r in known.values() for nfe in NFE for _, n in best(r, nfe)[:3]} | set(DEFAULTS)
-                several = {n: peer for n, peer in peers.items() if n in leaders}
+            asked = contenders(name, known)
+            several = {n: peer for n, peer in peers.items() if n in asked} or peers
             found = all_peers(task, several, calls)
             known[name] = found if args.quick else worth_keeping(found)
             if not args.quick:
