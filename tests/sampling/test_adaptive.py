@@ -15,7 +15,8 @@ from trilemma.numerics.tableau import RK4
 from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import log_snr_grid
 from trilemma.sampling import runge_kutta, sample
-from trilemma.sampling.adaptive import adaptive, angle_at, angle_field, norm_at, time_at_angle
+from trilemma.sampling.adaptive import adaptive, angle_field, norm_at, time_at_angle
+from trilemma.sampling.angle import angle
 
 RK4_RULE = runge_kutta(RK4)
 LOW = -math.log(80.0**2)  # where EDM starts, and the others are asked to
@@ -123,7 +124,7 @@ def test_the_solution_in_between(control):
 def test_the_angle_of_every_process(process):
     """Data N(0, sigma_data^2) do not move in it, so one step is exact; elsewhere its flow is that of the straight flow."""
     s, times = 0.6, torch.tensor([1.0, 0.9, 0.5, 0.1, 0.01], dtype=F64)
-    theta = angle_at(process, times, s)
+    theta = angle(process, times, s)
     torch.testing.assert_close(time_at_angle(process, theta, s), times, rtol=1e-9, atol=1e-9)
     data = GaussianDenoiser(process, torch.zeros(2), Covariances.diagonal(torch.full((1, 2), s**2, dtype=F64)))
     x = process.prior((3, 2), Noise(4, 3), like=torch.empty(0, dtype=F64)) * 1.1

@@ -28,24 +28,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..denoise.denoiser import Denoiser, Preconditioned
+from ..denoise.denoiser import Denoiser
 from ..numerics.ode import Continuous, Solution, integrate_adaptive
 from ..numerics.shapes import pad, rms
 from ..numerics.tableau import BOGACKI_SHAMPINE, TABLES, TSITOURAS, Tableau
 from ..process.gaussian import GaussianProcess
+from .angle import angle
+from .draw import sigma_data_of
 from .start import Start, begin
 
-__all__ = ["Adaptive", "adaptive", "angle_at", "angle_field", "norm_at", "time_at_angle"]
+__all__ = ["Adaptive", "adaptive", "angle_field", "norm_at", "time_at_angle"]
 
 _FACTOR = 8.0  # between the tolerances of two solutions
 _FIRST = 1 / 8  # share of the tolerance of the better of the first two
 _SMALLEST = 1e-4  # share below which an item is given up
 _STEP = 0.1  # first step in theta: above pi/2 - 0.1 there is ten times more noise than data
-
-
-def angle_at(process: GaussianProcess, t: Tensor, sigma_data: float) -> Tensor:
-    """Theta at times ``t``, any shape."""
-    return torch.atan2(process.sigma(t), process.alpha(t) * sigma_data)
 
 
 def time_at_angle(process: GaussianProcess, theta: Tensor, sigma_data: float) -> Tensor:
@@ -105,7 +102,7 @@ class _Flow:
         """Samples of some items, and the solution in y down to the last step."""
         scale, mean = self.sigma_data, self.batch.mean(items)
         first = torch.tensor(self.start, dtype=torch.float64)
-        begin = float(angle_at(self.process, first, scale))
+        begin = float(angle(self.process, first, scale))
         end = min(0.1 * math.sqrt(rtol + atol / scale), begin / 2)  # (2)
         last = time_at_angle(self.process, torch.tensor(end, dtype=torch.float64), scale)
         solution = integrate_adaptive(
@@ -129,7 +126,7 @@ class _Path:
         """The states at time ``t``, shape ``(len(items), ...)``."""
         flow, (begin, end) = self.flow, self.y.span
         theta, norm = (
-            float(angle_at(flow.process, t, flow.sigma_data)),
+            float(angle(flow.process, t, flow.sigma_data)),
             float(norm_at(flow.process, t, flow.sigma_data)),
         )
         if theta > begin * (1 + 1e-12):
@@ -206,7 +203,7 @@ def adaptive(
         seeds: an integer, one integer per item, or a ``torch.Generator``; as in ``sample``.
         x: the state at ``start``; drawn if not given.
         start: time at which to start.
-        sigma_data: standard deviation of the data in (1), a matter of cost; that of the denoiser inside, or 1, if not given.
+        sigma_data: standard deviation of the data in (1), a matter of cost; that of the denoiser inside, or 0.5, if not given.
         cond: conditions for the denoiser, one per item.
         dense: keep the solution in between, for :meth:`Adaptive.at`.
         max_calls: give up one solution after so many calls.
@@ -238,8 +235,7 @@ def adaptive(
         raise ValueError(f"control must be 'global' or 'local', got {control!r}")
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
         raise ValueError(f"tolerances must be positive, got rtol={rtol}, atol={atol}")
-    known = (m.sigma_data for m in denoiser.modules() if isinstance(m, Preconditioned))
-    scale = float(next(known, 1.0) if sigma_data is None else sigma_data)
+    scale = sigma_data_of(denoiser) if sigma_data is None else sigma_data
     if not 0 < scale < math.inf:
         raise ValueError(f"sigma_data must be positive and finite, got {sigma_data}")
     batch = begin(denoiser, shape, start, seeds=seeds, x=x, cond=cond)
