@@ -99,15 +99,15 @@ class Mixture(Denoiser):
 
 
 class Counted(Denoiser):
-    """A denoiser that counts its calls."""
+    """A denoiser that counts its calls, and the items in them."""
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__()
-        self.inner, self.process, self.calls = inner, inner.process, 0
+        self.inner, self.process, self.calls, self.items = inner, inner.process, 0, 0
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Tensor) -> Gaussian:
         """One more."""
-        self.calls += 1
+        self.calls, self.items = self.calls + 1, self.items + len(x_t)
         out: Gaussian = self.inner(x_t, t, **cond)
         return out
 
@@ -280,12 +280,12 @@ def _trained(net: nn.Module, data: Tensor, file: Path, steps: int, batch: int, l
 
 
 def _digits(cache: Path) -> Preconditioned:
-    """A perceptron on scikit-learn's digits; about 1.5 minutes of one core."""
+    """A perceptron on scikit-learn's digits; about a minute of one core."""
     from trilemma.data.digits import digits
 
     torch.manual_seed(0)
-    net = Flat(build("mlp", features=64, width=256, depth=4))
-    return _trained(net, digits("train").images, cache / "digits.pt", 6000, 128, 2e-3)
+    net = Flat(build("mlp", features=64, width=192, depth=3))
+    return _trained(net, digits("train").images, cache / "digits.pt", 3000, 128, 3e-3)
 
 
 def _mnist(cache: Path, file: Path) -> Preconditioned:
@@ -303,8 +303,8 @@ def problem(name: str, cache: Path, mnist: Path | None = None, items: int | None
         "gmm64": (_gmm64, (128, 64), 1e-10),
         "gmm2": (_gmm2, (256, 2), 1e-10),
         "image": (_image, (128, 3, 8, 8), 1e-10),
-        "digits": (lambda: _digits(cache), (128, 1, 8, 8), 1e-9),
-        "mnist": (lambda: _mnist(cache, mnist or Path()), (24, 1, 28, 28), 1e-5),
+        "digits": (lambda: _digits(cache), (128, 1, 8, 8), 1e-8),
+        "mnist": (lambda: _mnist(cache, mnist or Path()), (16, 1, 28, 28), 1e-5),
     }
     make, shape, tol = makers[name]
     model = make()

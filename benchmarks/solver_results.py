@@ -125,13 +125,14 @@ def problem_page(
         cost = costs.get((problem, nfe))
         second.append(
             (nfe, middle, show(median), show(a_mid), show(b_mid), ratio(b_mid, median), mark, show(hint))
-            + (f"{cost[0]} / {cost[1]:.0f} s" if cost else "-",)
+            + (f"{cost[0] / 1000:.0f} k / {cost[1]:.0f} s" if cost else "-",)
         )
     head = ("calls", "best peer with hindsight", "RMSE", "best peer default", "RMSE", "our default", "our tuned")
     tail = ("best default / our default", "best peer / our default", "best peer / tuned")
     lines = [f"## {problem}", "", *common.table((*head, *tail), rows)]
     lines += [
-        "The median item; the best rule and grid of our registry with hindsight; calls and CPU time of `tune`:",
+        "The median item; the best rule and grid of our registry with hindsight; what `tune` took: calls times items (limit",
+        "192 k) and CPU time:",
         "",
     ]
     head = ("calls", "best median of peers", "median", "our default", "our tuned", "ratio")

@@ -10,19 +10,18 @@ at sigma/alpha >= 60 compete. The best of them is chosen for every column with h
 5, 10 and 30 calls, and at the others if their error or their median is within 3 times the least at one of these,
 or among the best two of the peer.
 Problems other than the mixtures gmm64 and gmm2 get the leaders on these: for every number of calls the best 15, the five best
-medians and the best of each family, and all defaults.
+medians and the best of each family, and all defaults; `mnist` the best two on the others.
 
 Peers' results are kept in a file and taken from there when it has them; `--fresh` measures them again.
 """
 
 import argparse
-import inspect
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +29,20 @@ from torch import Tensor
 import common
 from peers import End, Late, Peer, Task, from_azula, from_diffusers, from_dpm_solver, from_kdiffusion, from_others
 from problems import Counted, Mixture, Problem, problem
-from solver_results import DEFAULTS, NFE, Results, best, load, picture, problem_page, save, show, value, worth_keeping
+from solver_results import (
+    DEFAULTS,
+    NFE,
+    SHIPPED,
+    Results,
+    best,
+    load,
+    picture,
+    problem_page,
+    save,
+    show,
+    value,
+    worth_keeping,
+)
 from trilemma.denoise import Denoiser
 from trilemma.numerics.ode import integrate_adaptive
 from trilemma.numerics.tableau import DORMAND_PRINCE
@@ -97,13 +109,13 @@ def compare(task: Problem, end: End) -> list[float] | str:
 
 
 def contenders(name: str, known: dict[str, Results]) -> set[str]:
-    """Whom to measure: everybody (an empty set) on `WHOLE`; elsewhere those kept there, on a costly network the best three."""
+    """Whom to measure: everybody (an empty set) on `WHOLE`; elsewhere those kept there, on a costly network the best two."""
     if name in WHOLE:
         return set()
     rows = [results for key, results in known.items() if key in WHOLE]
     if name != "mnist":
         return {n for results in rows for n in results}
-    return {n for results in known.values() for nfe in NFE for _, n in best(results, nfe)[:3]} | set(DEFAULTS)
+    return {n for results in known.values() for nfe in NFE for _, n in best(results, nfe)[:2]} | set(SHIPPED)
 
 
 def all_peers(task: Problem, peers: dict[str, Peer], calls: tuple[int, ...]) -> Results:
@@ -150,41 +162,32 @@ def registry(rule: str, grid: str) -> Sampler:
 
 def default(denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
     """What a user gets who says nothing but the number of steps."""
-    return sample(denoiser, x.shape, nfe, x=x)  # type: ignore[call-arg, arg-type]
+    return sample(denoiser, x.shape, nfe, x=x)
 
 
 class Tuned:
-    """The plan that `tune` finds, and what it took."""
+    """The plan that `tune` finds on pilots of its own, and what it took."""
 
-    def __init__(self) -> None:
+    def __init__(self, pilots: int) -> None:
+        self.pilots, self.problem = pilots, ""
         self.cost: dict[tuple[str, int], tuple[int, float]] = {}
-        self.problem = ""
 
     def __call__(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
-        from trilemma.sampling import tune  # type: ignore[attr-defined]
+        from trilemma.sampling.tune import tune
 
-        model = denoiser.inner if isinstance(denoiser, Counted) else denoiser
-        counted, since = Counted(model), time.process_time()
-        with torch.enable_grad():
-            plan = tune(counted, tuple(x.shape[1:]) if _takes_item(tune) else tuple(x.shape), nfe).plan
-        self.cost[self.problem, nfe] = counted.calls, time.process_time() - since
+        counted = Counted(denoiser.inner if isinstance(denoiser, Counted) else denoiser)
+        since = time.process_time()
+        plan = tune(counted, (self.pilots, *x.shape[1:]), nfe, seeds=11).plan
+        self.cost[self.problem, nfe] = counted.items, time.process_time() - since
+        print(f"  {self.problem}: tuned {nfe} calls in {self.cost[self.problem, nfe][1]:.0f} s", flush=True)
         return sample(denoiser, x.shape, plan.ts, plan.rule, x=x)
 
 
-def _takes_item(tune: Callable[..., Any]) -> bool:
-    """Whether `tune` wants the shape of one item."""
-    return "item_shape" in inspect.signature(tune).parameters
-
-
-def ours() -> dict[str, Sampler]:
-    """What competes; the default and `tune` where this checkout has them."""
-    import trilemma.sampling as sampling
-
-    found: dict[str, Sampler] = {}
-    if inspect.signature(sample).parameters["rule"].default is not inspect.Parameter.empty:
-        found["default"] = default
-    if hasattr(sampling, "tune") and callable(sampling.tune):
-        found["tuned"] = Tuned()
+def ours(pilots: int) -> dict[str, Sampler]:
+    """What competes; `tune` where this checkout has it."""
+    found: dict[str, Sampler] = {"default": default}
+    if find_spec("trilemma.sampling.tune"):
+        found["tuned"] = Tuned(pilots)
     return found
 
 
@@ -337,7 +340,7 @@ def ranking(task: Problem, peers: dict[str, Peer]) -> list[str]:
         f"## The published ranking at 6 to 10 calls, on {task.name}",
         "",
         "iPNDM (k-diffusion's LMS is its kind for unequal steps), UniPC and DPM-Solver++(3M) ahead of Heun and DPM-Solver-2,",
-        "all on the grid of Karras et al.",
+        "all on the grid of Karras et al. Our `heun` walks sigma/(alpha + sigma), where it is steadier than as published.",
         "",
         *common.table(("published", "sampler", *(f"{n} calls" for n in calls)), rows),
     ]
@@ -347,6 +350,7 @@ def overhead(rounds: int) -> list[str]:
     """Microseconds a call around a free network, for every deterministic rule; `overhead.py` has the peers."""
     import overhead as other
 
+    other.now = time.process_time
     head = ["rule", "16x3x32x32", "4x3x2x2", "at most 50 and 12"]
     names = [name for name, entry in RULES.items() if not entry.stochastic]
     times = []
@@ -361,7 +365,8 @@ def overhead(rounds: int) -> list[str]:
     return [
         "## Overhead",
         "",
-        f"Microseconds a call beside a free network, the least of {rounds} turns; peers are in [overhead](overhead.md).",
+        f"Microseconds of CPU time a call beside a free network, the least of {rounds} turns; peers are in",
+        "[overhead](overhead.md).",
         "",
         *common.table(head, rows),
     ]
@@ -384,6 +389,7 @@ def main() -> None:
     parser.add_argument("--dpm-solver", type=Path, help="folder of the authors' dpm_solver_pytorch.py")
     parser.add_argument("--edm", type=Path, help="checkout of NVlabs/edm")
     parser.add_argument("--mnist", type=Path, help="npz with train_images")
+    parser.add_argument("--pilots", type=int, default=192, help="pilots of `tune`")
     parser.add_argument("--rounds", type=int, default=30, help="turns of the microsecond figures")
     parser.add_argument("--out", type=Path, default=results / "solvers.md")
     args = parser.parse_args()
@@ -397,8 +403,7 @@ def main() -> None:
     peers, missing = families(args)
     print(f"{len(peers)} configurations of peers; {'; '.join(missing) or 'nobody is missing'}", flush=True)
     known = {} if args.fresh else load(args.peers_json)
-    own = ours()
-    missing += [] if "default" in own else ["our default: not in this checkout"]
+    own = ours(args.pilots)
     missing += [] if "tuned" in own else ["our `tune`: not in this checkout"]
     lines: list[str] = []
     tasks: dict[str, Problem] = {}
