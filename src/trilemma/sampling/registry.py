@@ -15,7 +15,7 @@ from .linear import ddim, ddpm, dpmpp_2m, dpmpp_3m, exponential
 from .loop import Rule
 from .multistep import adams, deis, dpm_solver, gradient_estimation, ipndm
 from .pndm import plms, pndm
-from .sa import Constant, Extended, er_sde, sa_solver
+from .sa import Constant, er_sde, sa_solver
 from .singlestep import singlestep
 from .stochastic import ancestral, euler_ancestral, euler_maruyama, gaussian_error, reverse_diffusion
 from .unipc import unipc
@@ -211,21 +211,21 @@ RULES: dict[str, RuleEntry] = {
     "sa_solver_full": RuleEntry(
         lambda: sa_solver(2, 2, clock=Constant(1.0)), 0, 1, "stochastic Adams 2/2, tau = 1 everywhere (Xue et al. 2023)"
     ),
-    "sa_extended": RuleEntry(
-        lambda: sa_solver(2, 2, clock=Extended()),
+    "sa_solver_half": RuleEntry(
+        lambda: sa_solver(2, 2, clock=Constant(0.5)),
         0,
         1,
-        "stochastic Adams 2/2 with the noise of ER-SDE: best law in few calls",
+        "stochastic Adams 2/2, tau = 0.5: the noise to take at few calls",
     ),
     "er_sde_1": RuleEntry(lambda: er_sde(1), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
     "er_sde_2": RuleEntry(lambda: er_sde(2), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
     "er_sde_3": RuleEntry(lambda: er_sde(3), 0, 1, "the extended reverse equation (Cui et al. 2023)"),
     "restart": RuleEntry(
-        lambda: restart(runge_kutta(HEUN), low=0.3, high=1.1, steps=3, repeats=2),
+        lambda: restart(exponential(2), low=0.3, high=1.1, steps=3, repeats=2),
         0,
-        2,
-        "Heun, and twice back up by fresh noise in the middle levels (Xu et al. 2023)",
-        extra=12,
+        1,
+        "twice back up by fresh noise in the middle levels (Xu et al. 2023, there around Heun)",
+        extra=6,
     ),
     "exponential_2_path": RuleEntry(
         lambda: brownian(exponential(2, 1.0)), 0, 1, "exponential_2_sde along a Brownian path fixed by the seed"
