@@ -439,7 +439,7 @@ def main() -> None:
     extra: dict[str, Callable[[], list[str]]] = {
         "checks": lambda: [*checks(task_of("gmm64")), *checks(task_of("gmm2"))],
         "thousandth": lambda: to_a_thousandth(task_of("gmm64"), peers, known.get("gmm64", {}), own),
-        "floor": lambda: float32_floor(task_of("gmm64"), peers, known.get("gmm64", {}), own),
+        "floor": lambda: float32_floor(task_of("gmm64"), peers, known.get("gmm64", {}), {"default": default}),
         "spread": lambda: spreads([task_of("gmm64"), task_of("gmm2")], own),
         "ranking": lambda: ranking(task_of("image"), peers),
         "overhead": lambda: overhead(args.rounds),
