@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .sampling import run as run
     from .sampling import runge_kutta as runge_kutta
     from .sampling import sample as sample
+    from .sampling.tune import tune as tune
     from .train import TrainConfig as TrainConfig
     from .train import Trainer as Trainer
 
@@ -87,6 +88,7 @@ _HOMES = {
     "sampling.loop": "run",
     "sampling.draw": "sample",
     "sampling.angle": "angular",
+    "sampling.tune": "tune",
     "sampling.flow": "runge_kutta",
     "train": "TrainConfig Trainer",
 }
