@@ -119,13 +119,15 @@ def _moved(ts: Tensor, process: GaussianProcess, sigma_data: float, mode: int, a
     return torch.cat([ts[:1], inner, ts[-1:]])
 
 
-def _search(pilots: Pilots, start: Candidate, make: Callable[[Tensor], Candidate], rounds: int) -> Candidate:
-    """Moves of the grid, one mode after the other, kept where what is made on it has less error."""
+def _search(pilots: Pilots, start: Candidate, make: Callable[[Tensor], Candidate], budget: int) -> Candidate:
+    """Moves of the grid, one mode after the other, kept where what is made on it has less error; smaller when none helps."""
     best, size = start, 0.25
-    for _ in range(rounds):
+    while size > 0.02:
         before = best.error
         for mode in range(1, min(5, best.plan.steps)):
             for amount in (size, -size):
+                if pilots.calls > budget:
+                    return best
                 ts = _moved(best.plan.ts, pilots.process, pilots.sigma_data, mode, amount)
                 if bool((ts.diff() >= 0).any()):
                     continue
@@ -147,7 +149,7 @@ def tune(
     seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
     cond: dict[str, Tensor] | None = None,
     fine: int = 200,
-    rounds: int = 3,
+    budget: int = 180_000,
     batch: int = 64,
 ) -> Tuned:
     """The plan of ``steps`` calls with the least error for this denoiser.
@@ -160,7 +162,7 @@ def tune(
         seeds: of the pilots' noise.
         cond: conditions for the denoiser, one per pilot: draw them as they will be used.
         fine: steps of the reference solution, of fourth order.
-        rounds: rounds of grid moves; 0 keeps the family's grids.
+        budget: calls times items after which the search for a better grid stops; what comes before it is not cut short.
         batch: pilots in one call.
 
     Returns:
@@ -170,8 +172,8 @@ def tune(
         ValueError: fewer than 2 steps or 6 pilots, or conditions that do not fit.
 
     Cost:
-        About ``fine`` n calls for the reference and 1500 ``steps`` to 3000 ``steps`` for the search, times items, and memory for
-        2 ``fine`` states of the fitting pilots (at most 1 GiB; then fewer of them are fitted to).
+        About ``budget`` calls times items: ``fine`` n of them for the reference. Memory for 2 ``fine`` states of the fitting pilots
+        (at most 1 GiB; fewer of them are fitted to if that is not enough).
 
     Error:
         The reference's own, about 1e-6 for smooth denoisers, is a floor of what can be told apart.
@@ -179,7 +181,7 @@ def tune(
     >>> from trilemma.denoise import Covariances, MixtureDenoiser
     >>> from trilemma.process import Flow
     >>> two = MixtureDenoiser(Flow(), torch.tensor([[-1.0], [1.0]]), Covariances.diagonal(torch.full((2, 1), 0.04)))
-    >>> tuned = tune(two, (48, 1), 5, fine=60, rounds=1)
+    >>> tuned = tune(two, (48, 1), 5, fine=60, budget=20_000)
     >>> tuned.plan.steps, tuned.best.error <= tuned.published.error
     (5, True)
     """
@@ -201,11 +203,10 @@ def tune(
     family = _halve(pilots, _angular(process, steps, sigma_data), 4)
     default = angular(sigma_data=sigma_data)(process, angular_grid(process, steps, sigma_data=sigma_data))
     finalists = [Candidate("the default", default), *family[:2]]
-    if steps <= 30:
-        grids = list({tuple(c.plan.ts.tolist()): c.plan.ts for c in (*family, *published)}.values())
-        fits = [(k, pilots.fitted(ts, k, f"fitted weights of {k} values")) for ts in grids[:3] for k in (3, 5)]
-        memory, best = min(fits, key=lambda fit: fit[1].error)
-        name = f"fitted weights of {memory} values, fitted grid"
-        finalists += [best, _search(pilots, best, lambda ts: pilots.fitted(ts, memory, name), rounds)]
+    grids = list({tuple(c.plan.ts.tolist()): c.plan.ts for c in (*family, *published)}.values())
+    fits = [(k, pilots.fitted(ts, k, f"fitted weights of {k} values")) for ts in grids[:3] for k in (3, 5)]
+    memory, best = min(fits, key=lambda fit: fit[1].error)
+    name = f"fitted weights of {memory} values, fitted grid"
+    finalists += [best, _search(pilots, best, lambda ts: pilots.fitted(ts, memory, name), budget)]
     rows = sorted((pilots.judge(c, pilots.fit, shape[0]) for c in (*finalists, *published)), key=lambda c: c.error)
     return Tuned(rows[0], next(c for c in rows if c.published), tuple(rows), pilots.calls)
