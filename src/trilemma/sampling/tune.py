@@ -172,8 +172,8 @@ def tune(
         ValueError: fewer than 2 steps or 6 pilots, or conditions that do not fit.
 
     Cost:
-        About ``budget`` calls times items: ``fine`` n of them for the reference. Memory for 2 ``fine`` states of the fitting pilots
-        (at most 1 GiB; fewer of them are fitted to if that is not enough).
+        About ``budget`` calls times items, ``fine`` n of them for the reference. Memory for 2 ``fine`` states of the fitting
+        pilots (at most 1 GiB; fewer of them are fitted to if that is not enough).
 
     Error:
         The reference's own, about 1e-6 for smooth denoisers, is a floor of what can be told apart.
