@@ -297,7 +297,7 @@ def _mnist(cache: Path, file: Path) -> Preconditioned:
     return _trained(net, images, cache / "mnist.pt", 1500, 64, 3e-3)
 
 
-def problem(name: str, cache: Path, mnist: Path | None = None, items: int | None = None) -> Problem:
+def problem(name: str, cache: Path, mnist: Path | None = None, items: int | None = None, seed: int = 20_000) -> Problem:
     """A problem by its name; learned ones are trained once and kept in ``cache``."""
     makers: dict[str, tuple[Callable[[], Denoiser], tuple[int, ...], float]] = {
         "gmm64": (_gmm64, (128, 64), 1e-10),
@@ -308,8 +308,8 @@ def problem(name: str, cache: Path, mnist: Path | None = None, items: int | None
     }
     make, shape, tol = makers[name]
     model = make()
-    shape = (min(items or shape[0], shape[0]), *shape[1:])
-    z = torch.randn(shape, generator=torch.Generator().manual_seed(20_000), dtype=F64)
+    shape = (items or shape[0], *shape[1:])
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
     exact = isinstance(model, Mixture)
     anywhere = model.on(Flow()) if isinstance(model, Mixture) else Rescheduled(model, Flow())
     return Problem(name, model.requires_grad_(False), anywhere, z, exact, cache, tol)
