@@ -2,12 +2,21 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from oracles import F64, PROCESS_CASES, scalar
 from trilemma.process import EDM, GRIDS, PROCESSES, Flow, FromBetas
-from trilemma.process.grid import karras_grid, log_snr_grid, shifted_grid, trailing_grid, uniform_grid
+from trilemma.process.grid import (
+    karras_grid,
+    leading_grid,
+    log_snr_grid,
+    quadratic_grid,
+    shifted_grid,
+    trailing_grid,
+    uniform_grid,
+)
 from trilemma.sampling.loop import check_grid
 
 every = pytest.mark.parametrize("process", [pytest.param(p, id=name) for name, p in PROCESS_CASES.items()])
@@ -15,7 +24,7 @@ registry = pytest.mark.parametrize("process", [pytest.param(make(), id=name) for
 
 
 def most_steps(name, process):
-    return min(100, process.steps) if name == "trailing" and isinstance(process, FromBetas) else 100
+    return min(100, process.steps) if name in ("trailing", "leading") and isinstance(process, FromBetas) else 100
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -89,6 +98,36 @@ def test_trailing_is_on_the_steps_of_the_chain():
     assert (trailing_grid(chain, 1000) * 1000).tolist() == pytest.approx(list(range(1000, -1, -1)))
     with pytest.raises(ValueError, match=r"1001 steps .* 1000"):
         trailing_grid(chain, 1001)
+
+
+@pytest.mark.parametrize(("steps", "offset"), [(10, 0), (7, 0), (50, 1), (1000, 0), (300, 1)])
+def test_leading_is_that_of_diffusers(steps, offset):
+    """Diffusers' DDIMScheduler: ``(arange(N) * (T // N))[::-1] + steps_offset``, where its step k is time (k + 1) / T here."""
+    chain = FromBetas()
+    k = (np.arange(steps) * (1000 // steps)).round()[::-1] + offset
+    ts = leading_grid(chain, steps, offset=offset, published=True)
+    assert (ts[:-1] * 1000).tolist() == pytest.approx((k + 1).tolist())
+    started = leading_grid(chain, steps, offset=offset)
+    assert torch.equal(started[1:], ts[1:])
+    assert started[0] == 1
+
+
+def test_leading_stays_in_its_chain():
+    """Lin et al. 2024, table 2: of T = 1000 and 10 steps, leading takes 1, 101, ..., 901."""
+    assert (leading_grid(FromBetas(), 10, published=True) * 1000).tolist() == pytest.approx([*range(901, 0, -100), 0])
+    with pytest.raises(ValueError, match=r"1001 steps .* 1000"):
+        leading_grid(Flow(), 1001)
+    with pytest.raises(ValueError, match=r"offset=100 .* take 0 to 99"):
+        leading_grid(FromBetas(), 10, offset=100)
+    assert leading_grid(FromBetas(), 10, offset=99, published=True)[0] == 1
+    with pytest.raises(ValueError, match="offset=-1"):
+        leading_grid(FromBetas(), 10, offset=-1)
+
+
+@registry
+def test_quadratic_times_have_equal_roots(process):
+    roots = quadratic_grid(process, 20).sqrt()
+    torch.testing.assert_close(roots.diff(), torch.full((20,), -0.05, dtype=F64))
 
 
 def test_shift_of_a_flow_is_the_published_map():

@@ -1,5 +1,7 @@
 """Laws of every sampling rule: what it costs, where it ends, and that an item does not know its batch."""
 
+import math
+
 import pytest
 import torch
 
@@ -41,8 +43,8 @@ def leaps(process, ts):
 def test_every_grid_ends_inside_the_range_of_the_data(name, process, steps):
     """1, 2, 3, 10 and 50 steps of every grid: all states finite, the last one a denoised state.
 
-    From 10 steps on, the others are of the size of the process; with fewer, or on a grid that leaps as ``leading`` may, an explicit
-    method may well overshoot from sigma = 80 to 0.002 and back, and rules on eps, which is not bounded as D is, with more.
+    From 10 steps on, the others are of the size of the process; with fewer, or on a grid that leaps as ``leading`` may, explicit
+    methods may well overshoot from sigma = 80 to 0.002 and back, and rules on eps, which is not bounded as D is, with more.
     """
     rule = get_rule(name)
     for grid, make in GRIDS.items():

@@ -1,7 +1,8 @@
 """Time grids for sampling: decreasing float64 times from t = 1 to t = 0, shape ``(steps + 1,)``.
 
 Every grid is a plain function of the process and the number of steps; a tensor of one's own serves as well. All but
-``uniform`` and ``trailing`` are laid out in the noise level, so they mean the same for every process.
+``uniform``, ``trailing``, ``leading`` and ``quadratic`` are laid out in the noise level, so they mean the same for every
+process. Grids fitted to a model are in ``sampling.grids``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ __all__ = [
     "Grid",
     "angular_grid",
     "karras_grid",
+    "leading_grid",
     "log_snr_grid",
+    "quadratic_grid",
     "shifted_grid",
     "trailing_grid",
     "uniform_grid",
@@ -39,6 +42,14 @@ def _count(steps: int) -> int:
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, got {steps}")
     return steps
+
+
+def _chain(process: GaussianProcess, steps: int) -> int:
+    """How many steps the chain of a process has, a thousand if it is continuous; at least as many as are asked of it."""
+    chain = process.steps if isinstance(process, FromBetas) else 1000
+    if steps > chain:
+        raise ValueError(f"{steps} steps were asked of a chain of {chain}; ask for at most that many")
+    return chain
 
 
 def _from_log_snr(process: GaussianProcess, values: Tensor) -> Tensor:
@@ -75,9 +86,51 @@ def trailing_grid(process: GaussianProcess, steps: int) -> Tensor:
     ts = uniform_grid(process, steps)
     if not isinstance(process, FromBetas):
         return ts
-    if steps > process.steps:
-        raise ValueError(f"{steps} steps were asked of a chain of {process.steps}; ask for at most that many")
-    return (ts * process.steps).round() / process.steps
+    return (ts * _chain(process, steps)).round() / process.steps
+
+
+def leading_grid(process: GaussianProcess, steps: int, *, offset: int = 0, published: bool = False) -> Tensor:
+    """Every T//N-th step of a discrete chain, counted from its first, then 0: k = offset + 1 + i (T//N), i = N - 1, ..., 0.
+
+    Args:
+        process: the noise process; a continuous one is taken as a chain of a thousand steps.
+        steps: number N of steps.
+        offset: what is added to all k; 1 for Stable Diffusion.
+        published: start at the largest such k, which is short of T, although sampling starts from noise as of T. Else the first
+            time is moved to 1.
+
+    Raises:
+        ValueError: there are more steps than the chain has, or the offset leads out of it.
+
+    Source: Lin et al. 2024 (arXiv:2305.08891), table 2; the default of Diffusers.
+
+    >>> from trilemma.process import Flow
+    >>> leading_grid(Flow(), 4).tolist()
+    [1.0, 0.501, 0.251, 0.001, 0.0]
+    """
+    chain = _chain(process, _count(steps))
+    k = torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (chain // steps) + (offset + 1)
+    if offset < 0 or k[0] > chain:
+        raise ValueError(
+            f"offset={offset} leads out of a chain of {chain}; with {steps} steps take 0 to {chain - int(k[0]) + offset}"
+        )
+    if not published:
+        k[0] = chain
+    return torch.cat([k / chain, k.new_zeros(1)])
+
+
+def quadratic_grid(process: GaussianProcess, steps: int) -> Tensor:
+    """Times whose square roots are equally spaced, t = (1 - i/N)^2: short steps at low noise.
+
+    Differs: the paper rounds down to the steps of its chain, and its code starts at 0.8 T.
+
+    Source: Song et al. 2021 (arXiv:2010.02502), appendix D.2.
+
+    >>> from trilemma.process import Flow
+    >>> quadratic_grid(Flow(), 4).tolist()
+    [1.0, 0.5625, 0.25, 0.0625, 0.0]
+    """
+    return uniform_grid(process, steps) ** 2
 
 
 def karras_grid(
@@ -161,6 +214,8 @@ def angular_grid(
 GRIDS: dict[str, Callable[[GaussianProcess, int], Tensor]] = {
     "uniform": uniform_grid,
     "trailing": trailing_grid,
+    "leading": leading_grid,
+    "quadratic": quadratic_grid,
     "karras": karras_grid,
     "log_snr": log_snr_grid,
     "shifted": shifted_grid,
