@@ -40,7 +40,7 @@ def fails(capsys, *words):
 
 
 def test_help_and_parsing_import_neither_torch_nor_numpy():
-    for words in (["--help"], ["train", "--help"], ["sample", "--help"], ["demo", "--help"]):
+    for words in (["--help"], ["train", "--help"], ["sample", "--help"], ["tune", "--help"], ["demo", "--help"]):
         code = (
             "import sys; from trilemma.cli.main import main\n"
             f"try: main({words})\nexcept SystemExit as stop: assert stop.code == 0\n"
@@ -173,7 +173,7 @@ def test_samples_come_with_their_record_and_can_be_read_back(trained, tmp_path, 
     assert data.labels.tolist() == [3, 7, 3, 7, 3, 7]
     assert data.class_names == tuple("0123456789")
     record = json.loads((out / "sample.json").read_text())
-    assert (record["calls"], record["rule"], record["guidance"]) == (6, "dpmpp_2m", 2.0)  # two calls a step
+    assert (record["calls"], record["rule"], record["guidance"]) == (6, "angular", 2.0)  # two calls a step
     with Image.open(out / "grid.png") as picture:
         picture.verify()
 

@@ -12,8 +12,9 @@ from trilemma.cli.demo import Demo
 from trilemma.cli.info import Info
 from trilemma.cli.sample import Sample
 from trilemma.cli.train import Train
+from trilemma.cli.tune import Tune
 
-COMMANDS = [Train, Sample, Info, Demo]
+COMMANDS = [Train, Sample, Tune, Info, Demo]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,6 @@ def _list() -> str:
     from ..denoise import TARGETS
     from ..nets import PRESETS
     from ..process import GRIDS, PROCESSES, TIMES
-    from ..sampling import RULES
     from ..train import WEIGHTINGS
     from .config import presets
 
@@ -65,10 +64,6 @@ def _list() -> str:
         [name, ", ".join(f"{p.name}={p.default}" for p in signature(make).parameters.values()), first_line(make)]
         for name, make in PROCESSES.items()
     ]
-    rules = [
-        [name, "law" if entry.stochastic else f"order {entry.order}", f"{entry.calls} a step", entry.about]
-        for name, entry in RULES.items()
-    ]
     return "\n\n".join(
         [
             columns("data (--data)", [[name, about] for name, about in FORMATS.items()]),
@@ -81,15 +76,37 @@ def _list() -> str:
             columns("laws of training times (--times)", [[", ".join(TIMES)]]),
             columns("weightings of the loss (--weighting)", [[", ".join(WEIGHTINGS)]]),
             columns("grids (--grid)", [[name, first_line(make)] for name, make in GRIDS.items()]),
-            columns("rules (--rule): order or law, calls of the denoiser", rules),
+            *_rules(),
             columns("presets (--config)", [[", ".join(presets())]]),
         ]
     )
 
 
+def _rules() -> list[str]:
+    """The rules in three lists: by the probability flow in one call a step, in several, and with noise."""
+    from ..sampling import RULES
+
+    lists: dict[str, list[list[str]]] = {"one": [], "several": [], "noise": []}
+    for name, entry in RULES.items():
+        calls = f"{entry.calls} a step" + (f" and {entry.extra}" if entry.extra else "")
+        if entry.stochastic:
+            lists["noise"].append([name, calls, entry.about])
+        elif entry.calls == 1:
+            lists["one"].append([name, f"order {entry.order}", entry.about])
+        else:
+            lists["several"].append([name, f"order {entry.order}", calls, entry.about])
+    lists["one"].insert(0, ["tuned", "fitted", "the plan that `trilemma tune` fitted to a run, best in few steps"])
+    return [
+        columns("rules (--rule) without noise, one call of the denoiser a step", lists["one"]),
+        columns("rules (--rule) without noise, several calls a step", lists["several"]),
+        columns("rules (--rule) with noise: right in law, not path by path", lists["noise"]),
+    ]
+
+
 def _describe(path: Path) -> str:
     from ..train import load_model
     from ..train.checkpoint import checkpoints, read_json
+    from .tuned import describe, read, stale
 
     model, info = load_model(path)
     parameters = sum(p.numel() for p in model.parameters())
@@ -105,6 +122,9 @@ def _describe(path: Path) -> str:
         rows.append(["checkpoints", ", ".join(kept.name for kept in checkpoints(path / "checkpoints"))])
         starts = read_json(path / "command.json")
         rows += [["started" if i == 0 else "again", f"{s['time']}  {s['command']}"] for i, s in enumerate(starts)]
+    for plan in read(path):
+        old = "  (for other weights than these)" if stale(plan, model) else ""
+        rows.append(["tuned", f"{plan['steps']} steps: {describe(plan)}{old}"])
     return columns(str(path), rows)
 
 

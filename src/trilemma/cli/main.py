@@ -10,7 +10,7 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("train", "sample", "info", "demo")
+COMMANDS = ("train", "sample", "tune", "info", "demo")
 HELP = f"""trilemma {__version__}: train one denoiser, get everything from it.
 
 usage: trilemma COMMAND [OPTIONS]        trilemma COMMAND --help lists the options of one
@@ -19,6 +19,7 @@ commands:
   demo     learn handwritten digits, sample them in several ways, write a report to look at
   train    train a denoiser on digits, a folder of images, an array or a data set
   sample   draw images from a trained run with any rule, grid and guidance
+  tune     find the best way to sample a run in few steps, and keep it beside the run
   info     describe a run, or list every process, rule, grid and network there is
 
 to begin with:
@@ -26,6 +27,8 @@ to begin with:
   trilemma train --config digits                            a minute or two; stop it at any time,
   trilemma train --out runs/digits --resume                 and go on from where it was
   trilemma sample runs/digits --n 100 --guidance 2          a picture and an array of samples
+  trilemma tune runs/digits --steps 8                       a plan of 8 steps for this very model,
+  trilemma sample runs/digits --rule tuned --steps 8        and samples by it
   trilemma train --config images-32 --data photos --resize 32 --channels 3
 
 Settings come from defaults, then --config (a preset or a YAML file), then flags. A run keeps all of them in

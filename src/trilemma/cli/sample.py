@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "pick_labels", "refuse_unlabelled", "run"]
+    from ..denoise import Denoiser, Preconditioned
+    from ..sampling import Rule
+    from .tune import Tune
+
+__all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "open_model", "pick_labels", "refuse_unlabelled", "run"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,10 @@ class Sample:
         path: a run, a checkpoint or a model folder.
         config: a preset or a YAML file with any of these settings; flags override it.
         n: number of images.
-        rule: how to step; `trilemma info` lists all rules.
+        rule: how to step; `trilemma info` lists all rules; `tuned` for the plan that `trilemma tune` made for this run.
         steps: steps of the rule, each of one or more calls of the denoiser.
-        grid: how the steps are spread over time: uniform, trailing, karras, log_snr or shifted.
+        grid: how the steps are spread over time; `trilemma info` lists all grids. Not for `tuned`, whose
+            plans have their own.
         label: the classes to draw, by name or number, in turn; all of them without it; none for no class.
         guidance: strength of classifier-free guidance; 1 is none, 0 ignores the label. Needs a run with label_dropout > 0.
         seed: of the noise.
@@ -44,9 +49,9 @@ class Sample:
     path: Positional[str] = "runs/digits"
     config: str | None = None
     n: int = 64
-    rule: str = "dpmpp_2m"
+    rule: str = "angular"
     steps: int = 20
-    grid: str = "log_snr"
+    grid: str = "angular"
     label: tuple[str, ...] = ()
     guidance: float = 1.0
     seed: int = 0
@@ -62,6 +67,8 @@ class Sample:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ValueError(f"precision={self.precision!r} is not auto, bf16 or fp32")
+        if self.rule == "tuned" and self.grid != "angular":
+            raise ValueError(f"a tuned plan has times of its own; leave out --grid {self.grid}, or name another rule")
 
 
 COMMAND = Sample
@@ -72,30 +79,16 @@ def run(settings: Sample) -> int:
     import numpy as np
     import torch
 
-    from .._names import lookup
     from .._version import __version__
     from ..data.pixels import save_picture, to_uint8
-    from ..denoise import CFG, Denoiser
     from ..numerics.noise import Noise
-    from ..process import GRIDS
-    from ..sampling import ProgressBar, get_rule, sample
-    from ..train import load_model
+    from ..sampling import ProgressBar, sample
 
-    device = pick_device(settings.device)
-    rule = get_rule(settings.rule)
-    make_grid = lookup("grid", settings.grid, GRIDS)
-    model, info = load_model(settings.path, ema=settings.ema)
-    if "shape" not in info:
-        raise ValueError(f"{settings.path} does not say the shape of its images, so it was not trained by this program")
-    names = info["class_names"] if "label" in model.cond_keys else []
-    labels = pick_labels(settings.label, names, settings.n)
-    if settings.guidance != 1 and labels is None:
-        raise ValueError(f"guidance={settings.guidance:g} needs labels, and there are none here")
-    if labels is not None and (settings.guidance != 1 or "none" in settings.label):
-        refuse_unlabelled(info)
-    model.to(device)
-    denoiser: Denoiser = model if settings.guidance == 1 else CFG(model, settings.guidance)
-    grid = make_grid(model.process, settings.steps)
+    _check_names(settings)
+    model, denoiser, info, labels = open_model(settings, settings.n)
+    names = [] if labels is None else info["class_names"]
+    device = next(model.parameters()).device
+    grid, rule = _way(settings, model)
     calls = Calls(model.net)
     parts: list[Tensor] = []
     start = time.perf_counter()
@@ -124,6 +117,7 @@ def run(settings: Sample) -> int:
     np.savez_compressed(out / "samples.npz", **arrays)
     record = {
         **asdict(settings),
+        **({"grid": "the plan's own"} if settings.rule == "tuned" else {}),
         "process": str(model.process),
         "trained_on": info["data"],
         "calls": used,
@@ -134,6 +128,72 @@ def run(settings: Sample) -> int:
     (out / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"{settings.n} images in {seconds:.1f} s and {used} calls of the network: {out / 'grid.png'}")
     return 0
+
+
+def _check_names(settings: Sample) -> None:
+    """Find a rule or a grid that does not exist before anything is loaded.
+
+    Raises:
+        ValueError: the nearest one is named.
+    """
+    from .._names import lookup
+    from ..process import GRIDS
+    from ..sampling import RULES
+
+    lookup("rule", settings.rule, dict.fromkeys([*RULES, "tuned"]))
+    lookup("grid", settings.grid, GRIDS)
+
+
+def open_model(settings: "Sample | Tune", n: int) -> "tuple[Preconditioned, Denoiser, dict[str, Any], Tensor | None]":
+    """The trained model of a command, on its device.
+
+    Args:
+        settings: path, device, label, guidance, ema.
+        n: number of items to label.
+
+    Returns:
+        The model, the same guided, what it was saved with, and labels, shape ``(n,)``, or ``None`` if it knows no classes.
+
+    Raises:
+        ValueError: the device, the classes or the guidance cannot be had.
+        FileNotFoundError: there is no model.
+    """
+    from ..denoise import CFG
+    from ..train import load_model
+
+    device = pick_device(settings.device)
+    model, info = load_model(settings.path, ema=settings.ema)
+    if "shape" not in info:
+        raise ValueError(f"{settings.path} does not say the shape of its images, so it was not trained by this program")
+    labels = pick_labels(settings.label, info["class_names"] if "label" in model.cond_keys else [], n)
+    if settings.guidance != 1 and labels is None:
+        raise ValueError(f"guidance={settings.guidance:g} needs labels, and there are none here")
+    if labels is not None and (settings.guidance != 1 or "none" in settings.label):
+        refuse_unlabelled(info)
+    model.to(device)
+    return model, model if settings.guidance == 1 else CFG(model, settings.guidance), info, labels
+
+
+def _way(settings: Sample, model: "Preconditioned") -> "tuple[Tensor, Rule]":
+    """The times and the rule; those in the angle for the model's own ``sigma_data``, as in `trilemma.sample`."""
+    from ..process import GRIDS
+    from ..process.grid import angular_grid
+    from ..sampling import get_rule
+    from ..sampling.angle import Angular
+    from .tuned import flags, load_plan, stale
+
+    if settings.rule == "tuned":
+        plan, record = load_plan(settings.path, settings.steps, settings.guidance)
+        if stale(record, model):
+            again = f"trilemma tune {settings.path} {flags(settings.steps, settings.guidance)}"
+            print(f"this plan was tuned for other weights of this model; for these: {again}", file=sys.stderr)
+        return plan.ts, plan.rule
+    rule = get_rule(settings.rule)
+    if isinstance(rule, Angular):
+        rule = replace(rule, sigma_data=model.sigma_data)
+    if settings.grid == "angular":
+        return angular_grid(model.process, settings.steps, sigma_data=model.sigma_data), rule
+    return GRIDS[settings.grid](model.process, settings.steps), rule
 
 
 def pick_device(name: str) -> "torch.device":
