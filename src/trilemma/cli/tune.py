@@ -142,7 +142,7 @@ def _tuned(
     from .tuned import describe, record
 
     device = next(model.parameters()).device
-    fixed = {steps: settings.pilots * _fine(steps) + 8000 * steps for steps in todo}  # calls times items, a guess
+    fixed = {steps: settings.pilots * _fine(steps) + 2500 * steps for steps in todo}  # calls times items, a guess
     work = {steps: max(settings.budget, calls) for steps, calls in fixed.items()}
     bar = tqdm(total=sum(work.values()), unit=" calls", unit_scale=True, leave=False, disable=not todo)
 
