@@ -38,8 +38,8 @@ ORDER = {
     "process": "gaussian named betas tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
     "sampling": (
-        "loop plan angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep start adaptive embedded parallel sa "
-        "stochastic langevin wrap hooks tokens registry pilots tune"
+        "loop plan start angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep adaptive embedded "
+        "parallel sa stochastic langevin wrap hooks tokens registry pilots tune"
     ),
 }
 

@@ -88,7 +88,12 @@ def test_two_values_make_the_second_order(name):
 
 @pytest.mark.parametrize("process", registry(*FAST))
 @pytest.mark.parametrize(
-    "name", [name for name, entry in RULES.items() if not (entry.needs_signal or entry.beyond) and name not in {"churn"} | WIDE]
+    "name",
+    [
+        name
+        for name, entry in RULES.items()
+        if not (entry.needs_signal or entry.beyond) and name not in {"churn"} | WIDE
+    ],
 )
 def test_a_single_point_is_sampled_exactly_in_any_number_of_steps(name, process):
     """Then D is that point whatever x_t is, and every method that is exact for constant D has exact marginals."""

@@ -102,7 +102,7 @@ def test_orders(order):
 
 
 def test_order_two_converges_late():
-    """Its errors cancel on coarse grids (64 steps are 17 times better than without the corrector), so the law suite is too early."""
+    """Its errors cancel on coarse grids (64 steps: 17 times less than without the corrector), so the law suite is too early."""
     from oracles import HIGH, flow_truth, log_snr_times, lowest
 
     process = VP()

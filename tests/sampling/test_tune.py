@@ -11,6 +11,7 @@ from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import angular_grid
 from trilemma.sampling import angular, sample
 from trilemma.sampling.pilots import Pilots, robust_weights
+from trilemma.sampling.start import begin
 from trilemma.sampling.tune import tune
 
 
@@ -39,7 +40,7 @@ def test_two_deviations_are_solved_exactly_by_two_weights():
     process = VP()
     variance = torch.tensor([[0.04, 0.04, 1.0, 1.0]], dtype=F64)
     model = GaussianDenoiser(process, torch.zeros(4), Covariances.diagonal(variance))
-    pilots = Pilots(model, (24, 4), Noise(1, 24), {}, 200, 64)
+    pilots = Pilots(begin(model, (24, 4), 1.0, seeds=1, x=None, cond=None), 200, 64)
     ts = angular_grid(process, 6)
     plan = pilots.fitted(ts, 2, "").plan
     x = normal(5, 4, seed=6)
@@ -110,5 +111,5 @@ def test_conditions_stay_with_their_pilots():
 def test_what_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         tune(Mixture.example().torch(Flow()), *arguments)
-    with pytest.raises(ValueError, match="one entry for each of 12 pilots, got 3"):
+    with pytest.raises(ValueError, match="one entry for each of 12 items, got"):
         tune(Labelled(), (12, 1), 4, cond={"label": torch.zeros(3)})

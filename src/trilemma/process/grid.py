@@ -182,7 +182,7 @@ def shifted_grid(process: GaussianProcess, steps: int, *, shift: float = 3.0) ->
 
 
 def angular_grid(
-    process: GaussianProcess, steps: int, *, sigma_data: float = 0.5, spread: float = 0.55, centre: float = -0.2
+    process: GaussianProcess, steps: int, *, sigma_data: float = 0.5, spread: float = 0.6, centre: float = 0.0
 ) -> Tensor:
     """Noise levels l = log(sigma / (alpha sigma_data)) with density cosh(l - centre)^(-spread), the last step to 0 included.
 
@@ -194,7 +194,7 @@ def angular_grid(
         steps: number of steps.
         sigma_data: standard deviation of the data.
         spread: exponent of the density, in (0, 2]; small for a wide law.
-        centre: the densest level; below 0 because fine structure needs more steps than coarse.
+        centre: the densest level; below 0 where fine structure needs more steps than coarse.
 
     >>> from trilemma.process import Flow
     >>> angular_grid(Flow(), 4, sigma_data=1.0, spread=1.0, centre=0.0).round(decimals=3).tolist()

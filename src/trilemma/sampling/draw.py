@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..denoise.denoiser import Denoiser, Preconditioned
 from ..denoise.posterior import Gaussian
-from ..numerics.noise import Noise
 from ..process.grid import angular_grid
 from .angle import angular
 from .loop import Hook, Progress, Rule, check_grid, run
+from .start import begin
 
 __all__ = ["sample", "sigma_data_of"]
 
@@ -68,28 +67,7 @@ def sample(
         grid = angular_grid(denoiser.process, grid, sigma_data=sigma_data)
     rule = angular(sigma_data=sigma_data) if rule is None else rule
     ts = check_grid(grid)
-    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
-    cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
-    denoiser.check_cond(cond)
-    if any(m.training and m.p > 0 for m in denoiser.modules() if isinstance(m, nn.Dropout)):
-        raise ValueError("the denoiser is in training mode and drops units at random; call .eval() on it first")
-    shape = tuple(shape)
-    noise = Noise(seeds, shape[0])
-    for key, value in cond.items():
-        if value.ndim == 0 or value.shape[0] != shape[0]:
-            raise ValueError(
-                f"the condition {key!r} needs one entry for each of {shape[0]} items, got {tuple(value.shape)}"
-            )
-    if x is None:
-        if float(denoiser.process.log_snr(ts[0])) > 0:
-            raise ValueError(f"at t = {float(ts[0])}, where this grid starts, x_t is more signal than noise: give x")
-        x = denoiser.process.prior(shape, noise.at(-1), t=float(ts[0]), like=torch.empty(0, device=device))
-    elif tuple(x.shape) != shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but {shape} was asked for")
-    elif not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
-    else:
-        x = x.to(device)
+    start = begin(denoiser, shape, float(ts[0]), seeds=seeds, x=x, cond=cond)
     try:
         step = rule(denoiser.process, ts)
     except TypeError as error:
@@ -101,11 +79,11 @@ def sample(
 
     def denoise(x: Tensor, t: Tensor) -> Gaussian:
         nonlocal latest
-        out = denoiser(x, t, **cond)
+        out = denoiser(x, t, **start.cond)
         latest = out.mean
         return out
 
     def after(i: int, x: Tensor) -> object:
         return hook(Progress(i, len(times) - 1, x, times[i], latest)) if hook is not None else None
 
-    return run(step, denoise, x, len(ts) - 1, noise, after if hook is not None else None)
+    return run(step, denoise, start.x, len(ts) - 1, start.noise, after if hook is not None else None)

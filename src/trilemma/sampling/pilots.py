@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..denoise.denoiser import Denoiser
 from ..denoise.posterior import Gaussian
 from ..numerics.noise import Noise
 from ..process.grid import angular_grid
@@ -25,6 +24,7 @@ from .angle import angle, angular, angular_plan
 from .draw import sigma_data_of
 from .loop import run
 from .plan import Plan
+from .start import Start
 
 __all__ = ["Candidate", "Pilots", "robust_weights"]
 
@@ -53,15 +53,12 @@ class Candidate:
 class Pilots:
     """Trajectories of the probability flow, and the model that they belong to."""
 
-    def __init__(
-        self, denoiser: Denoiser, shape: tuple[int, ...], noise: Noise, cond: dict[str, Tensor], fine: int, batch: int
-    ) -> None:
-        self.denoiser, self.batch, self.cond, self.calls = denoiser, batch, cond, 0
-        self.process, self.sigma_data = denoiser.process, sigma_data_of(denoiser)
+    def __init__(self, start: Start, fine: int, batch: int) -> None:
+        self.denoiser, self.x, self.cond, self.batch, self.calls = start.denoiser, start.x, start.cond, batch, 0
+        self.process, self.sigma_data = self.denoiser.process, sigma_data_of(self.denoiser)
+        shape, device = self.x.shape, self.x.device
         self.judges = max(1, shape[0] // 3)  # the last items are not for choosing
         self.fit = shape[0] - self.judges
-        device = next((p.device for p in (*denoiser.parameters(), *denoiser.buffers())), torch.device("cpu"))
-        self.x = self.process.prior(shape, noise, like=torch.empty(0, device=device))
         grid = angular_grid(self.process, fine, sigma_data=self.sigma_data)
         self.theta = angle(self.process, grid, self.sigma_data)
         plan = angular(4, sigma_data=self.sigma_data)(self.process, grid)

@@ -1,4 +1,4 @@
-"""What a sampler that chooses its own steps starts from: a state, its conditions and its noise, checked before any work."""
+"""What every sampler starts from: a state, its conditions and its noise, checked before any work."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def begin(
     x: Tensor | None,
     cond: dict[str, Tensor] | None,
 ) -> Start:
-    """The start of a batch of ``shape`` at time ``t``, as ``sample`` has it: the same seeds give the same state.
+    """The start of a batch of ``shape`` at time ``t``; the same seeds give the same state.
 
     Raises:
         ValueError: the shape, the seeds, the conditions, the time or ``x`` do not fit.
@@ -66,7 +66,7 @@ def begin(
         raise ValueError(f"sampling starts at a time in (0, 1], got {t}")
     if x is None:
         if float(denoiser.process.log_snr(torch.tensor(t, dtype=torch.float64))) > 0:
-            raise ValueError(f"at t = {t} x_t is more signal than noise: give x")
+            raise ValueError(f"at t = {t}, where this starts, x_t is more signal than noise: give x")
         x = denoiser.process.prior(shape, noise.at(-1), t=t, like=torch.empty(0, device=device))
     elif tuple(x.shape) != shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, but {shape} was asked for")

@@ -26,13 +26,13 @@ import torch
 from torch import Tensor
 
 from ..denoise.denoiser import Denoiser
-from ..numerics.noise import Noise
 from ..process.gaussian import GaussianProcess
 from ..process.grid import GRIDS, angular_grid
 from .angle import angle, angular
 from .pilots import Candidate, Pilots
 from .plan import Plan
 from .registry import RULES
+from .start import begin
 
 __all__ = ["Candidate", "Tuned", "tune"]
 
@@ -169,7 +169,7 @@ def tune(
         The best plan with its error against the reference on held-out pilots, the best published plan there, and the cost.
 
     Raises:
-        ValueError: fewer than 2 steps or 6 pilots, or conditions that do not fit.
+        ValueError: fewer than 2 steps or 6 pilots, or seeds or conditions that do not fit.
 
     Cost:
         About ``budget`` calls times items, ``fine`` n of them for the reference. Memory for 2 ``fine`` states of the fitting
@@ -192,12 +192,7 @@ def tune(
         raise ValueError(f"tune needs at least 6 pilots to fit and to judge, got {shape[0]}; 200 are a good number")
     if fine < max(10, steps):
         raise ValueError(f"the reference needs more steps than the plan, got fine={fine} for {steps} steps")
-    cond = dict(cond or {})
-    denoiser.check_cond(cond)
-    for key, value in cond.items():
-        if len(value) != shape[0]:
-            raise ValueError(f"the condition {key!r} needs one entry for each of {shape[0]} pilots, got {len(value)}")
-    pilots = Pilots(denoiser, shape, Noise(seeds, shape[0]), cond, fine, batch)
+    pilots = Pilots(begin(denoiser, shape, 1.0, seeds=seeds, x=None, cond=cond), fine, batch)
     process, sigma_data = pilots.process, pilots.sigma_data
     published = _halve(pilots, _published(process, steps), 2)
     family = _halve(pilots, _angular(process, steps, sigma_data), 4)
