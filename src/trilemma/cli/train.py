@@ -241,15 +241,13 @@ def _preview(trainer: "Trainer", data: "DataSet") -> "Tensor":
     """A hundred samples of the averaged weights, ten columns, classes in turn; the same seeds every time."""
     import torch
 
-    from ..process import GRIDS
-    from ..sampling import dpmpp_2m, sample
+    from ..sampling import sample
     from .sample import fast_numbers
 
     device = trainer.world.device
     cond = {"label": torch.arange(100, device=device) % data.classes} if data.classes else {}
     with trainer.averaged() as model, fast_numbers(device):
-        grid = GRIDS["log_snr"](model.process, 20)
-        return sample(model, (100, *data.shape), grid, dpmpp_2m, seeds=0, cond=cond).float().cpu()
+        return sample(model, (100, *data.shape), 20, cond=cond).float().cpu()
 
 
 def _any_rank(flag: bool, world: "World") -> bool:
