@@ -120,9 +120,14 @@ def test_times_that_cannot_be_sampled_along_are_no_plan(ts):
 
 @pytest.mark.parametrize("process", PROCESS_CASES.values(), ids=PROCESS_CASES)
 def test_constant_answers_are_kept(process):
-    """If D is always m and x is alpha m, every rule without noise keeps x at alpha m: the rows are consistent."""
+    """If D is always m and x is alpha m, every rule that solves the linear part exactly keeps x at alpha m.
+
+    Euler-Maruyama and reverse diffusion take steps in the linear part too; the angular rules are exact for another Gaussian.
+    """
     ts = torch.tensor([0.95, 0.7, 0.5, 0.45, 0.1, 0.003], dtype=F64)
     for name in PLANS:
+        if RULES[name].beyond or name in ("euler_maruyama", "reverse_diffusion"):
+            continue
         plan = get_rule(name)(process, ts)
         alpha = process.alpha(ts)
         for i in range(plan.steps):

@@ -67,7 +67,7 @@ class Tune:
     guidance: float = 1.0
     again: bool = False
     pilots: int = 200
-    budget: int = 180_000
+    budget: int = 150_000
     seed: int = 0
     device: str = "auto"
     batch: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..denoise.posterior import Gaussian
 from ..process.grid import angular_grid
 from .angle import angular
 from .loop import Hook, Progress, Rule, check_grid, run
+from .plan import Plan
 from .start import begin
 
 __all__ = ["sample", "sigma_data_of"]
@@ -26,8 +28,8 @@ def sigma_data_of(denoiser: Denoiser) -> float:
 def sample(
     denoiser: Denoiser,
     shape: Sequence[int],
-    grid: Tensor | int,
-    rule: Rule | None = None,
+    grid: Tensor | int | Plan,
+    rule: Rule | Plan | None = None,
     *,
     seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
     x: Tensor | None = None,
@@ -39,7 +41,8 @@ def sample(
     Args:
         denoiser: any denoiser, guided or wrapped.
         shape: ``(B, ...)``.
-        grid: times, shape ``(N+1,)``, decreasing; see ``trilemma.process.grid``. A number of steps for ``angular_grid``.
+        grid: times, shape ``(N+1,)``, decreasing; see ``trilemma.process.grid``. A number of steps means
+            ``angular_grid``; a plan, its own times and rule.
         rule: how to step; see ``trilemma.sampling.RULES``. ``angular()`` for the denoiser's ``sigma_data`` if not given.
         seeds: an integer, one integer per item, or a ``torch.Generator``. An item depends on its own seed, not on the batch.
         x: the state at ``grid[0]``; drawn from N(0, sigma^2) if not given.
@@ -63,18 +66,22 @@ def sample(
     >>> x = sample(two, (1000, 1), tl.log_snr_grid(two.process, 20), tl.dpmpp_2m, seeds=range(1000))
     """
     sigma_data = sigma_data_of(denoiser)
-    if isinstance(grid, int):
-        grid = angular_grid(denoiser.process, grid, sigma_data=sigma_data)
-    rule = angular(sigma_data=sigma_data) if rule is None else rule
-    ts = check_grid(grid)
+    if isinstance(grid, Plan):
+        times, rule = grid.ts, grid if rule is None else rule
+    elif isinstance(grid, Integral) and not isinstance(grid, bool):
+        times = angular_grid(denoiser.process, int(grid), sigma_data=sigma_data)
+    else:
+        times = torch.as_tensor(grid)
+    if rule is None:
+        rule = angular(sigma_data=sigma_data)
+    elif isinstance(rule, Plan):
+        rule = rule.rule
+    elif not callable(rule):
+        raise ValueError(f"rule must be one such as ddpm, ddim() or get_rule('dpmpp_2m'), got {rule!r}")
+    ts = check_grid(times)
     start = begin(denoiser, shape, float(ts[0]), seeds=seeds, x=x, cond=cond)
-    try:
-        step = rule(denoiser.process, ts)
-    except TypeError as error:
-        raise ValueError(
-            f"rule must be one such as ddpm, ddim() or get_rule('dpmpp_2m'), got {rule!r}: {error}"
-        ) from error
-    times = ts.tolist()
+    step = rule(denoiser.process, ts)
+    at = ts.tolist()
     latest: Tensor | None = None
 
     def denoise(x: Tensor, t: Tensor) -> Gaussian:
@@ -84,6 +91,6 @@ def sample(
         return out
 
     def after(i: int, x: Tensor) -> object:
-        return hook(Progress(i, len(times) - 1, x, times[i], latest)) if hook is not None else None
+        return hook(Progress(i, len(at) - 1, x, at[i], latest)) if hook is not None else None
 
     return run(step, denoise, start.x, len(ts) - 1, start.noise, after if hook is not None else None)

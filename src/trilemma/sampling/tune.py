@@ -4,7 +4,8 @@ Pilot trajectories are solved finely once, which gives true ends x(0) and the st
 pilots with the model itself and is judged by the mean over the items of their root mean square error. (The mean counts the few
 items that end in another basin, but is not ruled by them alone as the root mean square over all items is.) Candidates:
 
-1. every deterministic rule of the registry that is a plan, on every grid;
+1. every deterministic rule of the registry of one call a step, on every grid; without those on eps where alpha(1) = 0, which
+   cannot start there;
 2. ``angular`` of orders 2 to 5 on ``angular_grid`` with many spreads and centres;
 3. on the best grids so found, weights fitted to the model (see ``sampling.pilots``);
 4. small moves of the grid of the best, fitted again.
@@ -21,11 +22,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from ..denoise.denoiser import Denoiser
+from ..numerics.noise import Noise
+from ..process.betas import FromBetas
 from ..process.gaussian import GaussianProcess
 from ..process.grid import GRIDS, angular_grid
 from .angle import angle, angular
@@ -44,7 +48,7 @@ class Tuned:
     """What :func:`tune` found.
 
     Args:
-        best: the best candidate on the held-out pilots.
+        best: the best candidate on the held-out pilots; being the least of a few figures, its error is a little optimistic.
         published: the best published one there.
         rows: all that were judged on the held-out pilots, best first.
         calls: calls of the denoiser that tuning took, times items.
@@ -57,7 +61,7 @@ class Tuned:
 
     @property
     def plan(self) -> Plan:
-        """The plan to sample with: ``sample(denoiser, shape, tuned.plan.ts, tuned.plan.rule)``."""
+        """The plan to sample with: ``sample(denoiser, shape, tuned.plan)``."""
         return self.best.plan
 
     def __str__(self) -> str:
@@ -71,21 +75,34 @@ class Tuned:
 
 
 def _published(process: GaussianProcess, steps: int) -> list[Candidate]:
-    """Every deterministic rule of the registry that is a plan of one call a step, on every grid."""
-    found = []
+    """Every deterministic rule of the registry that is a plan of one call a step and can start here, on every grid."""
+    found: list[Candidate] = []
     for name, entry in RULES.items():
         if entry.stochastic or entry.calls != 1 or entry.extra or entry.beyond:
             continue
         for grid, make in GRIDS.items():
-            if grid in ("angular", "trailing"):
+            if grid == "angular" or (grid == "trailing" and not isinstance(process, FromBetas)):  # is then uniform
                 continue
             ts = make(process, steps)
             if bool((ts.diff() >= 0).any()) or (entry.needs_signal and float(process.alpha(ts[0])) == 0):
                 continue
             plan = entry.make()(process, ts)
-            if isinstance(plan, Plan):
+            if isinstance(plan, Plan) and not any(_same(plan, other.plan) for other in found):
                 found.append(Candidate(f"{name} on {grid}", plan, published=True))
     return found
+
+
+def _same(plan: Plan, other: Plan) -> bool:
+    """Whether two plans are one: several rules were published under several names."""
+
+    def wide(table: Tensor, columns: int) -> Tensor:
+        return torch.nn.functional.pad(table, (0, columns - table.shape[1]))
+
+    def close(one: Tensor, two: Tensor) -> bool:
+        columns = max(one.shape[1], two.shape[1])
+        return torch.allclose(wide(one, columns), wide(two, columns), rtol=1e-9, atol=1e-9)
+
+    return torch.equal(plan.ts, other.ts) and close(plan.a, other.a) and close(plan.b, other.b)
 
 
 def _angular(process: GaussianProcess, steps: int, sigma_data: float) -> list[Candidate]:
@@ -102,7 +119,7 @@ def _angular(process: GaussianProcess, steps: int, sigma_data: float) -> list[Ca
 
 def _halve(pilots: Pilots, field: Sequence[Candidate], keep: int) -> list[Candidate]:
     """The best ``keep`` of the field by rounds on more and more pilots, best first."""
-    items, left = min(pilots.fit, max(4, 120 // field[0].plan.steps)), list(field)
+    items, left = min(pilots.fit, max(4, 60 // field[0].plan.steps)), list(field)
     while True:
         left = sorted((pilots.judge(c, 0, items) for c in left), key=lambda c: c.error)
         if items >= pilots.fit:
@@ -148,8 +165,8 @@ def tune(
     *,
     seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
     cond: dict[str, Tensor] | None = None,
-    fine: int = 200,
-    budget: int = 180_000,
+    fine: int = 150,
+    budget: int = 120_000,
     batch: int = 64,
 ) -> Tuned:
     """The plan of ``steps`` calls with the least error for this denoiser.
@@ -162,7 +179,8 @@ def tune(
         seeds: of the pilots' noise.
         cond: conditions for the denoiser, one per pilot: draw them as they will be used.
         fine: steps of the reference solution, of fourth order.
-        budget: calls times items after which the search for a better grid stops; what comes before it is not cut short.
+        budget: calls times items, those of the reference apart, after which the search for a better grid stops. The candidates
+            before it take about 2500 ``steps``, which are not cut short.
         batch: pilots in one call.
 
     Returns:
@@ -172,7 +190,7 @@ def tune(
         ValueError: fewer than 2 steps or 6 pilots, or seeds or conditions that do not fit.
 
     Cost:
-        About ``budget`` calls times items, ``fine`` n of them for the reference. Memory for 2 ``fine`` states of the fitting
+        ``fine`` n calls times items for the reference, and about ``budget``. Memory for 2 ``fine`` states of the fitting
         pilots (at most 1 GiB; fewer of them are fitted to if that is not enough).
 
     Error:
@@ -192,7 +210,11 @@ def tune(
         raise ValueError(f"tune needs at least 6 pilots to fit and to judge, got {shape[0]}; 200 are a good number")
     if fine < max(10, steps):
         raise ValueError(f"the reference needs more steps than the plan, got fine={fine} for {steps} steps")
-    pilots = Pilots(begin(denoiser, shape, 1.0, seeds=seeds, x=None, cond=cond), fine, batch)
+    noise = Noise(seeds, shape[0]).at(-2)  # at -1 `sample` draws its start: pilots must not be what is sampled later
+    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
+    x = denoiser.process.prior(shape, noise, like=torch.empty(0, device=device))
+    pilots = Pilots(begin(denoiser, shape, 1.0, seeds=seeds, x=x, cond=cond), fine, batch)
+    budget += pilots.calls
     process, sigma_data = pilots.process, pilots.sigma_data
     published = _halve(pilots, _published(process, steps), 2)
     family = _halve(pilots, _angular(process, steps, sigma_data), 4)
