@@ -136,6 +136,11 @@ class Problem:
     tol: float = 1e-10
     _truths: dict[str, Tensor] = field(default_factory=dict)
 
+    def mark(self) -> str:
+        """What results belong to: the numbers of the denoiser and of the start."""
+        numbers = [*self.model.state_dict().values(), self.z]
+        return f"{sum(float(v.double().abs().sum()) for v in numbers):.6g}"
+
     def truth(self, start: float = 80.0, end: float = 0.0) -> Tensor:
         """x_t / alpha at sigma/alpha = ``end`` on the way from ``start``, float64."""
         file = self.cache / f"truth_{self.name}_{len(self.z)}.pt"

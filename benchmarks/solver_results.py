@@ -63,23 +63,24 @@ def worth_keeping(results: Results) -> Results:
     return {name: row for name, row in results.items() if name in kept}
 
 
-def load(file: Path) -> dict[str, Results]:
-    """Peers' results by problem."""
-    if not file.exists():
-        return {}
-    return {
+def load(file: Path) -> tuple[dict[str, Results], dict[str, str]]:
+    """Peers' results by problem, and the mark of the problem that they belong to."""
+    parts = json.loads(file.read_text()) if file.exists() else {}
+    results = {
         key: {name: dict(zip(map(int, part["calls"]), row)) for name, row in part["peers"].items()}
-        for key, part in json.loads(file.read_text()).items()
+        for key, part in parts.items()
     }
+    return results, {key: part["mark"] for key, part in parts.items()}
 
 
-def save(file: Path, known: dict[str, Results]) -> None:
+def save(file: Path, known: dict[str, Results], marks: dict[str, str]) -> None:
     """The counterpart of `load`; one configuration a line."""
     parts = []
     for key, results in known.items():
         calls = sorted({nfe for row in results.values() for nfe in row})
         rows = [f"  {json.dumps(n)}: {json.dumps([r.get(c, '') for c in calls])}" for n, r in sorted(results.items())]
-        parts.append(f'{json.dumps(key)}: {{"calls": {calls}, "peers": {{\n' + ",\n".join(rows) + "\n}}")
+        head = f'{json.dumps(key)}: {{"mark": {json.dumps(marks[key])}, "calls": {calls}, "peers": {{'
+        parts.append(head + "\n" + ",\n".join(rows) + "\n}}")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 

@@ -12,7 +12,8 @@ or among the best two of the peer.
 Problems other than the mixtures gmm64 and gmm2 get the leaders on these: for every number of calls the best 15, the five best
 medians and the best of each family, and all defaults; `mnist` the best two on the others.
 
-Peers' results are kept in a file and taken from there when it has them; `--fresh` measures them again.
+Peers' results are kept in a file and taken from there when it has them for the same denoiser and noises: a network that was
+trained on another machine is another denoiser. `--fresh` measures all again.
 """
 
 import argparse
@@ -267,7 +268,7 @@ def main() -> None:
     chosen = args.only or [*PROBLEMS, *(() if args.quick else sections)]
     peers, missing = families(args)
     print(f"{len(peers)} configurations of peers; {'; '.join(missing) or 'nobody is missing'}", flush=True)
-    known = {} if args.fresh else load(args.peers_json)
+    known, marks = ({}, {}) if args.fresh else load(args.peers_json)
     own = ours(args.pilots)
     missing += [] if "tuned" in own else ["our `tune`: not in this checkout"]
     lines: list[str] = []
@@ -283,14 +284,15 @@ def main() -> None:
             missing.append("mnist: no --mnist")
             continue
         task = task_of(name)
-        if args.quick or name not in known:
+        if args.quick or marks.get(name) != task.mark():
             asked = contenders(name, known)
             several = {n: peer for n, peer in peers.items() if n in asked} or peers
             found = all_peers(task, several, calls)
             known[name] = found if args.quick else worth_keeping(found)
             if not args.quick:
-                save(args.cache / f"peers_{name}.json", {name: found})
-                save(args.peers_json, known)
+                marks[name] = task.mark()
+                save(args.cache / f"peers_{name}.json", {name: found}, marks)
+                save(args.peers_json, known, marks)
         results_own = mine(task, own, calls)
         others = {} if args.no_registry or name == "mnist" else mine(task, hindsight(), calls)
         tuned = own.get("tuned")
