@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, reduce
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from ..denoise.denoiser import Denoiser
 from ..numerics.noise import Noise
 from ..process.gaussian import GaussianProcess
 from .loop import Carry, Denoise, Step
+from .start import begin
 
 __all__ = ["Statistics", "dpm_solver_v3", "model_statistics"]
 
@@ -52,19 +54,27 @@ def _matrix(low: float, high: float, points: int, at: Sequence[float], *, anchor
     def where(lam: Sequence[float]) -> np.ndarray:
         return (np.asarray(lam) - low) / half - 1
 
-    inverse = _coefficients(points)
     if anchor is None:
-        return torch.from_numpy(chebyshev.chebvander(where(at), points - 1) @ inverse)
-    integral = half * chebyshev.chebint(inverse)
+        return torch.from_numpy(chebyshev.chebvander(where(at), points - 1) @ _coefficients(points))
     rows = chebyshev.chebvander(where(at), points) - chebyshev.chebvander(where([anchor]), points)
-    return torch.from_numpy(rows @ integral)
+    return torch.from_numpy(rows @ _integral(points) * half)
 
 
+@cache
 def _coefficients(points: int) -> np.ndarray:
     """Values at Chebyshev's points to the coefficients of the polynomial: his polynomials are orthogonal there."""
     inverse = 2 / points * chebyshev.chebvander(chebyshev.chebpts1(points), points - 1).T
     inverse[0] /= 2
+    inverse.setflags(write=False)
     return inverse
+
+
+@cache
+def _integral(points: int) -> np.ndarray:
+    """Values at Chebyshev's points to the coefficients of an integral of the polynomial over [-1, 1]."""
+    integral = chebyshev.chebint(_coefficients(points))
+    integral.setflags(write=False)
+    return integral
 
 
 def _points(low: float, high: float, count: int) -> list[float]:
@@ -78,7 +88,7 @@ class Statistics:
     Args:
         low: where they start.
         high: where they end.
-        linear: l, shape ``(nodes, ...)``, float64, one entry a coordinate of an item.
+        linear: l, shape ``(nodes, ...)``, float64 on the CPU, one entry a coordinate of an item.
         slope: s, of the same shape.
         offset: b, of the same shape.
     """
@@ -114,6 +124,7 @@ def model_statistics(
     high: float = 12.0,
     seeds: int | Sequence[int] = 0,
     cond: dict[str, Tensor] | None = None,
+    batch: int = 64,
 ) -> Statistics:
     """The statistics (2), from clean items to which noise is added.
 
@@ -125,59 +136,70 @@ def model_statistics(
         high: the highest.
         seeds: of the noise and of the probes of the diagonal; the same noise at all levels, so that all is smooth in lambda.
         cond: conditions for the denoiser, one per item.
+        batch: how many items are denoised at a time.
 
     Raises:
-        ValueError: the ends or the number of nodes make no sense.
+        ValueError: the ends, the number of nodes or the batch make no sense, or the items, seeds or conditions do not fit.
 
     Cost:
-        Four calls for each node, one of them with a backward pass.
+        Four calls for each node and batch, one of them with a backward pass; memory for one batch.
 
     Error:
         O(1/sqrt(B)) in the statistics. They do not change the order of the solver, only its constant.
 
     Source: Zheng et al. 2023 (arXiv:2310.13268), equations (5), (11) and appendix C.1.
     """
-    process, given = denoiser.process, cond or {}
+    process = denoiser.process
     bottom = float(process.log_snr(torch.ones((), dtype=torch.float64))) / 2
     first, last = max(low / 2, bottom), high / 2
-    if nodes < 4 or not first < last:
-        raise ValueError(f"statistics need low < high and at least 4 nodes; got {2 * first}, {high} and {nodes}")
-    source = Noise(seeds, len(x))
-    eps, probe = source.at(0).normal_like(x), source.at(1).normal_like(x).sign()
-    lams = _points(first, last, nodes)
+    if nodes < 4 or not first < last or batch < 1:
+        raise ValueError(
+            f"statistics need low < high, at least 4 nodes and a batch of 1; got {2 * first}, {high}, {nodes} and {batch}"
+        )
+    start = begin(denoiser, x.shape, 1.0, seeds=seeds, x=x, cond=cond)
+    x, eps, probe = start.x, start.noise.at(0).normal_like(start.x), start.noise.at(1).normal_like(start.x).sign()
+    lams, batches = _points(first, last, nodes), torch.arange(len(x)).split(batch)
 
-    def mean(y: Tensor, lam: float) -> Tensor:
+    def mean(items: Tensor, y: Tensor, lam: float) -> Tensor:
         t = process.time(torch.tensor(2 * lam, dtype=torch.float64))
-        return denoiser(y * float(process.alpha(t)), t, **given).mean
+        return start.mean(items)(y * float(process.alpha(t)), t)
 
-    found = []
-    for lam in lams:
-        y = (x + math.exp(-lam) * eps).requires_grad_()
+    def diagonal(items: Tensor, lam: float) -> Tensor:
+        y = (x[items] + math.exp(-lam) * eps[items]).requires_grad_()
         with torch.enable_grad():
-            (back,) = torch.autograd.grad((mean(y, lam) * probe).sum(), y)
-        found.append(1 - (back * probe).double().mean(0))
-    linear = torch.stack(found)
+            (back,) = torch.autograd.grad((mean(items, y, lam) * probe[items]).sum(), y)
+        return _exact(back * probe[items]).sum(0)
+
+    linear = torch.stack([1 - reduce(torch.add, (diagonal(items, lam) for items in batches)) / len(x) for lam in lams])
     derivative = chebyshev.chebvander(chebyshev.chebpts1(nodes), nodes - 2) @ chebyshev.chebder(_coefficients(nodes))
     rate = torch.tensordot(torch.from_numpy(derivative * 2 / (last - first)), linear, 1)
-    fits = []
+
+    def moments(items: Tensor, i: int) -> Tensor:
+        """Sums over the items of f, f', f^2, f f' and D^2."""
+        y = x[items] + math.exp(-lams[i]) * eps[items]
+        d = mean(items, y, lams[i])
+        ends = max(lams[i] - _STEP, bottom), lams[i] + _STEP
+        before, after = (_exact(mean(items, y + (end - lams[i]) * (d - y), end)) for end in ends)  # along the flow
+        y, d = _exact(y), _exact(d)
+        f = (1 - linear[i]) * y - d
+        df = (1 - linear[i]) * (d - y) - rate[i] * y - (after - before) / (ends[1] - ends[0])
+        return torch.stack([z.sum(0) for z in (f, df, f * f, f * df, d * d)])
+
     with torch.no_grad():
-        for i, lam in enumerate(lams):
-            y = x + math.exp(-lam) * eps
-            d = mean(y, lam)
-            before, after = max(lam - _STEP, bottom), lam + _STEP
-            ends = [mean(y + (other - lam) * (d - y), other) for other in (before, after)]  # along the flow
-            f = (1 - linear[i]) * y.double() - d
-            df = (1 - linear[i]) * (d - y).double() - rate[i] * y - (ends[1] - ends[0]).double() / (after - before)
-            fits.append(_line(f, df, 1e-10 * (f.square() + d.double().square()).mean(0)))
+        means = [reduce(torch.add, (moments(items, i) for items in batches)) / len(x) for i in range(nodes)]
+    fits = [_line(*each) for each in means]
     return Statistics(first, last, linear, torch.stack([s for s, _ in fits]), torch.stack([b for _, b in fits]))
 
 
-def _line(f: Tensor, df: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    """S and b of df = s f + b by least squares over the items; s = 0 where f does not vary by more than rounding."""
-    varied = f - f.mean(0)
-    var = varied.square().mean(0)
-    s = torch.where(var > floor, (varied * df).mean(0) / var.clamp(min=1e-300), 0.0)
-    return s, df.mean(0) - s * f.mean(0)
+def _exact(x: Tensor) -> Tensor:
+    return x.detach().cpu().double()
+
+
+def _line(f: Tensor, df: Tensor, ff: Tensor, fdf: Tensor, dd: Tensor) -> tuple[Tensor, Tensor]:
+    """S and b of df = s f + b by least squares, from the means; s = 0 where f does not vary by more than rounding."""
+    var = ff - f * f
+    s = torch.where(var > 1e-10 * (ff + dd), (fdf - f * df) / var.clamp(min=1e-300), 0.0)
+    return s, df - s * f
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,18 +227,31 @@ class DPMSolverV3:
                 if self.corrector:
                     correct[i] = self._table(lam, i, [i + 1, *past])
 
+        @cache
+        def tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, dict[int, _Table], dict[int, _Table]]:
+            """What the steps need, where the states are."""
+
+            def moved(tables: dict[int, _Table]) -> dict[int, _Table]:
+                return {
+                    i: (a.to(device, dtype), c.to(device, dtype), d.to(device, dtype))
+                    for i, (a, c, d) in tables.items()
+                }
+
+            return keep.to(device, dtype), moved(predict), moved(correct)
+
         def step(denoise: Denoise, x: Tensor, i: int, carry: Carry, noise: Noise) -> tuple[Tensor, Carry]:
             mean = denoise(x, ts[i]).mean
             if sigma[i + 1] == 0:
                 return mean, None
             if i < start:  # infinite: DDIM, which forgets x where alpha = 0
                 return x * (sigma[i + 1] / sigma[i]) + mean * (alpha[i + 1] - alpha[i] * sigma[i + 1] / sigma[i]), None
+            rest, predicting, correcting = tables(x.dtype, x.device)
             before, fs = carry or (None, ())
             y = x / alpha[i]
-            fs = (keep[i - start].to(x) * y - mean, *fs)[: self.order + 1]
+            fs = (rest[i - start] * y - mean, *fs)[: self.order + 1]
             if before is not None and self.corrector:
-                y = _combine(correct[i - 1], before, fs)
-            return _combine(predict[i], y, fs) * alpha[i + 1], (y, fs)
+                y = _combine(correcting[i - 1], before, fs)
+            return _combine(predicting[i], y, fs) * alpha[i + 1], (y, fs)
 
         return step
 
@@ -225,23 +260,25 @@ class DPMSolverV3:
         low, high = min(lam[j] for j in [i, *nodes]), lam[i + 1]
         inside, to = _points(low, high, _POINTS), [lam[i + 1], *(lam[j] for j in nodes)]
         linear, slope, offset = self.statistics.at(inside)
+        matrix = _matrix(low, high, _POINTS, [*inside, *to], anchor=lam[i])
 
-        def integral(values: Tensor, at: Sequence[float]) -> Tensor:
-            return torch.tensordot(_matrix(low, high, _POINTS, at, anchor=lam[i]), values, 1)
+        def integral(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            """From lambda_i to the points inside, to the end of the step and to the nodes."""
+            whole = torch.tensordot(matrix, values, 1)
+            return whole[:_POINTS], whole[_POINTS], whole[_POINTS + 1 :]
 
-        s_in, s_to = integral(slope, inside), integral(slope, to)[1:]
-        source = offset * torch.exp(-s_in)
-        b_in, b_to = integral(source, inside), integral(source, to)[1:]
-        weight = torch.exp(integral(linear, inside) + s_in)
-        decay = torch.exp(-integral(linear, to)[0])
+        l_in, l_end, _ = integral(linear)
+        s_in, _, s_to = integral(slope)
+        b_in, _, b_to = integral(offset * torch.exp(-s_in))
+        weight, decay = torch.exp(l_in + s_in), torch.exp(-l_end)
         shape = (-1, *(1,) * (linear.ndim - 1))
-        d, c = integral(weight * b_in, to)[0], []
+        d, c = integral(weight * b_in)[1], []
         for k, j in enumerate(nodes):
             basis = torch.ones(_POINTS, dtype=torch.float64)
             for m in nodes:
                 if m != j:
                     basis = basis * (torch.tensor(inside, dtype=torch.float64) - lam[m]) / (lam[j] - lam[m])
-            share = integral(weight * basis.reshape(shape), to)[0]
+            share = integral(weight * basis.reshape(shape))[1]
             c.append(-decay * share * torch.exp(-s_to[k]))
             d = d - share * b_to[k]
         return decay, torch.stack(c), -decay * d
@@ -249,7 +286,7 @@ class DPMSolverV3:
 
 def _combine(table: _Table, y: Tensor, fs: Sequence[Tensor]) -> Tensor:
     """A y + sum_j c_j f_j + d."""
-    a, c, d = (part.to(y) for part in table)
+    a, c, d = table
     out = a * y + d
     for weight, f in zip(c, fs):
         out = out.addcmul(weight.expand_as(f), f)
