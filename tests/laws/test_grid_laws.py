@@ -9,6 +9,7 @@ import torch
 from oracles import F64, PROCESS_CASES, scalar
 from trilemma.process import EDM, GRIDS, PROCESSES, Flow, FromBetas
 from trilemma.process.grid import (
+    angular_grid,
     karras_grid,
     leading_grid,
     log_snr_grid,
@@ -45,6 +46,29 @@ def test_no_steps_are_refused(name):
     for steps in (0, -3):
         with pytest.raises(ValueError, match="at least one step"):
             GRIDS[name](Flow(), steps)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("grid", "bad"),
+    [
+        *((karras_grid, {"rho": v}) for v in (0.0, -7.0, INF, NAN)),
+        *((karras_grid, {"sigma_min": v}) for v in (0.0, -1.0, 80.0, 81.0, NAN)),
+        *((karras_grid, {"sigma_max": v}) for v in (0.002, INF, NAN)),
+        *((log_snr_grid, {"low": v}) for v in (11.0, 12.0, -INF, NAN)),
+        *((log_snr_grid, {"high": v}) for v in (-10.0, INF, NAN)),
+        *((shifted_grid, {"shift": v}) for v in (0.0, -1.0, INF, NAN)),
+        *((angular_grid, {"sigma_data": v}) for v in (0.0, -1.0, INF, NAN)),
+        *((angular_grid, {"spread": v}) for v in (0.0, -1.0, 2.001, NAN)),
+        *((angular_grid, {"centre": v}) for v in (INF, -INF, NAN)),
+    ],
+)
+def test_options_out_of_range_are_refused_by_value(grid, bad):
+    ((name, value),) = bad.items()
+    with pytest.raises(ValueError, match=rf"{grid.__name__} needs .*{name}.*; got .*{value}"):
+        grid(Flow(), 10, **bad)
 
 
 def levels(process, ts):

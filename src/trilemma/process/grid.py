@@ -145,8 +145,15 @@ def karras_grid(
         sigma_min: lowest level above 0, in units of the data.
         sigma_max: highest level, at most that of the process; the first time is 1 in any case.
 
+    Raises:
+        ValueError: rho is not above 0, or the levels are not in order.
+
     Source: Karras et al. 2022 (arXiv:2206.00364), equation (5).
     """
+    if not (0 < rho < math.inf and 0 < sigma_min < sigma_max < math.inf):
+        raise ValueError(
+            f"karras_grid needs rho > 0 and 0 < sigma_min < sigma_max, all finite; got {rho}, {sigma_min} and {sigma_max}"
+        )
     ramp = torch.linspace(0, 1, _count(steps), dtype=torch.float64)
     top = min(sigma_max, math.exp(-_lowest(process) / 2)) ** (1 / rho)
     levels = (top + ramp * (sigma_min ** (1 / rho) - top)) ** rho
@@ -161,7 +168,12 @@ def log_snr_grid(process: GaussianProcess, steps: int, *, low: float = -10.0, hi
         steps: number of steps, the last one from ``high`` to 0.
         low: where the equal spacing starts, unless the process starts above it; the first time is 1 in any case.
         high: the last log-SNR before 0: sigma/alpha = 0.004 for 11.
+
+    Raises:
+        ValueError: ``low`` is not below ``high``.
     """
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"log_snr_grid needs low < high, both finite; got {low} and {high}")
     return _from_log_snr(process, torch.linspace(max(low, _lowest(process)), high, _count(steps), dtype=torch.float64))
 
 
@@ -173,8 +185,13 @@ def shifted_grid(process: GaussianProcess, steps: int, *, shift: float = 3.0) ->
         steps: number of steps.
         shift: 1 for equal spacing; sqrt(m/n) for images of m pixels and a model designed at n.
 
+    Raises:
+        ValueError: the shift is not above 0.
+
     Source: Esser et al. 2024 (arXiv:2403.03206), equation (23).
     """
+    if not 0 < shift < math.inf:
+        raise ValueError(f"shifted_grid needs a finite shift > 0, 1 for none; got {shift}")
     top = torch.sigmoid(torch.tensor(-_lowest(process) / 2, dtype=torch.float64))  # u at t = 1
     u = torch.linspace(1, 0, _count(steps) + 1, dtype=torch.float64)[:-1]
     u = top * shift * u / (1 + (shift - 1) * u)
@@ -196,10 +213,18 @@ def angular_grid(
         spread: exponent of the density, in (0, 2]; small for a wide law.
         centre: the densest level; below 0 where fine structure needs more steps than coarse.
 
+    Raises:
+        ValueError: a number is out of range.
+
     >>> from trilemma.process import Flow
     >>> angular_grid(Flow(), 4, sigma_data=1.0, spread=1.0, centre=0.0).round(decimals=3).tolist()
     [1.0, 0.707, 0.5, 0.293, 0.0]
     """
+    if not (0 < sigma_data < math.inf and 0 < spread <= 2 and math.isfinite(centre)):
+        raise ValueError(
+            "angular_grid needs a finite sigma_data > 0, 0 < spread <= 2 and a finite centre; "
+            f"got {sigma_data}, {spread} and {centre}"
+        )
     top = -_lowest(process) / 2 - math.log(sigma_data)
     level = torch.linspace(-60, min(top, 60.0), 40_001, dtype=torch.float64)  # beyond 60: less than 1e-16 of x
     share = torch.cosh(level - centre) ** -spread
