@@ -14,14 +14,14 @@ from trilemma.numerics.tableau import HEUN
 from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import karras_grid, log_snr_grid
 from trilemma.sampling import ddim, ddpm, exponential, run, runge_kutta, sample
-from trilemma.sampling.sa import Band, Extended, er_sde, sa_solver
-from trilemma.sampling.stochastic import euler_maruyama
+from trilemma.sampling.sa import Band, Constant, Extended, er_sde, sa_solver
+from trilemma.sampling.stochastic import euler_maruyama, reverse_diffusion
 from trilemma.sampling.wrap import brownian, restart
 
-GRIDS = (25, 100, 400)
+GRIDS = (20, 60, 180)
 
 
-def ends(rule, process, model, counts, items=32):
+def ends(rule, process, model, counts, items=16):
     """Samples of the same seeds at several numbers of steps."""
     return [
         sample(model, (items, 2), log_snr_times(process, -8.0, 4.0, n), rule, seeds=range(items)).double()
@@ -40,11 +40,11 @@ def ends(rule, process, model, counts, items=32):
     ids=["ddpm", "exponential", "sa", "er_sde"],
 )
 def test_the_same_seed_gives_the_same_sample_on_every_grid(rule):
-    """Strong convergence on a Gaussian: order 1 at least, from 25 over 100 to 400 steps."""
+    """Strong convergence on a Gaussian: order 1 at least, from 20 over 60 to 180 steps."""
     model = GaussianDenoiser(VP(), torch.tensor([0.5, -1.0]), Covariances.diagonal(torch.tensor([[0.3, 0.02]])))
     x = ends(rule, VP(), model, GRIDS)
     gaps = [float((x[i] - x[i + 1]).norm()) for i in range(2)]
-    assert math.log(gaps[0] / gaps[1], 4) > 0.75
+    assert math.log(gaps[0] / gaps[1], 3) > 0.75
     assert float((x[1] - x[2]).abs().max()) < 0.1
 
 
@@ -54,15 +54,21 @@ def test_without_a_path_it_does_not():
     assert float((x[1] - x[2]).square().mean().sqrt()) > 0.3
 
 
-def test_on_a_mixture_and_on_grids_that_share_no_times():
-    """20, 50 and 500 steps, Karras' levels: items in the same place, but for those near the border of two modes."""
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(brownian(exponential(2, 1.0)), id="exponential"),
+        pytest.param(brownian(er_sde(3), clock=Extended()), id="er_sde", marks=pytest.mark.slow),
+    ],
+)
+def test_on_a_mixture_and_on_grids_that_share_no_times(rule):
+    """20, 50 and 200 steps, Karras' levels: items in the same place, but for those near the border of two modes."""
     process = EDM()
     model = Mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.05 * np.eye(2)] * 2).torch(process)
-    for rule in (brownian(exponential(2, 1.0)), brownian(er_sde(3), clock=Extended())):
-        x = [sample(model, (64, 2), karras_grid(process, n), rule, seeds=range(64)) for n in (20, 50, 500)]
-        near, far = ((x[i] - x[2]).norm(dim=1).median() for i in (1, 0))
-        assert float(near) < 0.05
-        assert float(near) < 0.6 * float(far)
+    x = [sample(model, (32, 2), karras_grid(process, n), rule, seeds=range(32)) for n in (20, 50, 200)]
+    near, far = ((x[i] - x[2]).norm(dim=1).median() for i in (1, 0))
+    assert float(near) < 0.05
+    assert float(near) < 0.6 * float(far)
 
 
 def test_half_the_steps_read_sums_of_the_increments():
@@ -78,9 +84,9 @@ def test_half_the_steps_read_sums_of_the_increments():
 
 def test_noise_at_infinite_log_snr():
     """From exactly t = 1 of Flow to exactly 0, and the first increment is all of W."""
-    model = Mixture.example().torch(Flow())
-    x = [sample(model, (4, 2), log_snr_grid(Flow(), n), brownian(ddpm), seeds=range(4)) for n in (50, 400)]
-    assert bool(torch.isfinite(x[0]).all())
+    model = GaussianDenoiser(Flow(), torch.zeros(2), Covariances.diagonal(torch.ones(1, 2)))
+    x = [sample(model, (4, 2), log_snr_grid(Flow(), n), brownian(ddpm), seeds=range(4)) for n in (30, 120)]
+    assert float((x[0] - x[1]).abs().max()) < 0.1
     ts = torch.tensor([1.0, 0.3], dtype=F64)
     assert law_of(brownian(ddpm), Flow(), ts, 0.2, 0.5, again=True)[1] == pytest.approx(
         law_of(ddpm, Flow(), ts, 0.2, 0.5)[1], rel=1e-9
@@ -96,16 +102,63 @@ def test_the_increments_of_a_run_are_independent():
             assert seeded == pytest.approx(plain, rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("rule", "given"),
+    [
+        (exponential(2, 0.5), {"eta": 0.5}),
+        (exponential(2, 0.5), {"clock": Constant(0.5)}),
+        (ddim(0.3), {"eta": 0.3}),
+        (sa_solver(2, 2, clock=Band(0.8)), {"clock": Band(0.8)}),
+        (er_sde(2, clock=Extended(0.4)), {"clock": Extended(0.4)}),
+        (reverse_diffusion(), {"eta": 1.0}),
+    ],
+)
+def test_the_clock_is_that_of_the_rule(rule, given):
+    """Without being told, and the amounts of noise are those of the plan for rules of the family."""
+    assert brownian(rule) == brownian(rule, **given)
+    ts = log_snr_times(VP(), -6.0, 4.0, 7)
+    one, two = (
+        run(r(VP(), ts), bent, torch.ones(2, 3), 7, Noise(5, 2)) for r in (brownian(rule), brownian(rule, **given))
+    )
+    assert torch.equal(one, two)
+    if rule not in (ddim(0.3), reverse_diffusion()):  # theirs to first order only
+        log_snr, clock = VP().log_snr(ts), brownian(rule).clock
+        gap = clock(log_snr[1:]) - clock(log_snr[:-1])
+        torch.testing.assert_close(
+            rule(VP(), ts).c, VP().sigma(ts[1:]) * (1 - (-gap).exp()).sqrt(), rtol=1e-9, atol=1e-12
+        )
+
+
+def bent(x, t):
+    return Gaussian(torch.tanh(x))
+
+
 def test_what_brownian_refuses():
     ts = torch.tensor([0.9, 0.5, 0.1], dtype=F64)
     with pytest.raises(ValueError, match="gives a Plan"):
         brownian(runge_kutta(HEUN))(VP(), ts)
     with pytest.raises(ValueError, match="step 0 draws noise while the clock goes from"):
-        brownian(ddpm, 0.0)(VP(), ts)
-    assert brownian(ddim(0.0), 0.0)(VP(), ts) is not None  # no noise, nothing to read
+        brownian(reverse_diffusion(), 0.0)(VP(), ts)
+    for rule, other in (
+        (ddpm, {"eta": 0.0}),
+        (exponential(2, 0.5), {"eta": 0.5001}),
+        (euler_maruyama(), {"eta": 0.5}),
+        (er_sde(2), {"clock": Extended(0.3, 11.0)}),
+        (sa_solver(), {"eta": 1.0}),
+    ):
+        with pytest.raises(ValueError, match=r"draws the noise of .* not of .*; give brownian no eta or clock"):
+            brownian(rule, **other)(VP(), log_snr_times(VP(), -6.0, 4.0, 5))
+    with pytest.raises(ValueError, match="not both"):
+        brownian(ddpm, 1.0, clock=Band())
+    x = VP().prior((3, 1), Noise(0, 3), t=0.9, like=torch.empty(0, dtype=F64))
+    plain, seeded = (
+        sample(Mixture.example(dim=1).torch(VP()), (3, 1), ts, rule, x=x) for rule in (ddim(), brownian(ddim(0.0), 0.0))
+    )
+    assert torch.equal(plain, seeded)  # no noise, nothing to read
     with pytest.raises(ValueError, match="within 255 of 0"):
         brownian(exponential(1, 20.0), 20.0)(VP(), ts)
-    assert brownian(euler_maruyama())(VP(), ts) is not None
+    law = law_of(euler_maruyama(), VP(), ts, 0.3, 0.7)
+    assert law_of(brownian(euler_maruyama()), VP(), ts, 0.3, 0.7, again=True) == pytest.approx(law, rel=1e-9)
 
 
 @pytest.mark.parametrize("inflate", [1.0, 1.003])
@@ -161,8 +214,6 @@ def test_restarts_forget_errors():
 def test_where_there_is_no_room_nothing_is_restarted():
     ts = torch.tensor([0.9, 0.05, 0.0], dtype=F64)  # sigma/alpha 72, 4, 0: nothing below 0.3 but the end
     assert law_of(restart(ddim(), low=0.06, high=0.3), EDM(), ts, 0.1, 0.2) == law_of(ddim(), EDM(), ts, 0.1, 0.2)
-    end = torch.tensor([0.9, 0.05, 0.001], dtype=F64)  # a restart at the last time of the grid
-    assert law_of(restart(exponential(1), low=0.08, high=4.0), EDM(), end, 0.1, 0.2)[1] > 0
     with pytest.raises(ValueError, match="0 < low < high"):
         restart(ddim(), low=0.0)
 

@@ -106,6 +106,17 @@ class _Increment:
         return self.xi
 
 
+def _clock_of(rule: Rule) -> Clock | None:
+    """The clock that a rule was made with, if it says."""
+    eta, clock = getattr(rule, "eta", None), getattr(rule, "clock", None)
+    return clock if eta is None else Constant(eta)
+
+
+def _amounts(process: GaussianProcess, ts: Tensor, clock: Clock) -> Tensor:
+    """The standard deviations (1) of the noise of all steps."""
+    return process.sigma(ts[1:]) * torch.sqrt(-torch.expm1(-clock(process.log_snr(ts)).diff()))
+
+
 @dataclass(frozen=True)
 class _Brownian:
     """The rule :func:`brownian`."""
@@ -115,9 +126,13 @@ class _Brownian:
 
     def __call__(self, process: GaussianProcess, ts: Tensor) -> Step:
         """Find the ticks between which every step that draws noise reads the path."""
-        plan = self.inner(process, ts)
+        plan, own = self.inner(process, ts), _clock_of(self.inner) or self.clock
         if not isinstance(plan, Plan):
             raise ValueError(f"brownian needs a rule that gives a Plan, one draw a step; {self.inner!r} does not")
+        if not torch.allclose(_amounts(process, ts, self.clock), _amounts(process, ts, own), rtol=1e-6, atol=0.0):
+            raise ValueError(
+                f"{self.inner!r} draws the noise of {own}, not of {self.clock}; give brownian no eta or clock"
+            )
         clock, noisy = self.clock(process.log_snr(ts)).tolist(), plan.c.tolist()
         reads: list[tuple[int | None, int] | None] = [None] * plan.steps
         for i in range(plan.steps):
@@ -149,7 +164,7 @@ class _Brownian:
         return step
 
 
-def brownian(inner: Rule, eta: float = 1.0, *, clock: Clock | None = None) -> _Brownian:
+def brownian(inner: Rule, eta: float | None = None, *, clock: Clock | None = None) -> _Brownian:
     """The noise of a linear rule read off a Brownian path that the seed fixes, equation (1).
 
     Then the same seed gives the same sample on every grid, up to the error of the rule: at 20, 50 and 500 steps, or on a finer
@@ -158,11 +173,12 @@ def brownian(inner: Rule, eta: float = 1.0, *, clock: Clock | None = None) -> _B
     Args:
         inner: a rule that gives a :class:`Plan`, of the family (1) of ``linear``: ``exponential(order, eta)``, ``ddpm``, those of
             ``sa``; to first order also ``ddim(eta)`` and ``euler_maruyama(eta)``.
-        eta: its amount of noise.
+        eta: its amount of noise; the rule's own ``eta`` or ``clock`` if neither is given, and 1 if it has none.
         clock: its clock, where eta is not constant.
 
     Raises:
-        ValueError: when bound, if the rule gives no plan, or draws noise where the clock stands still.
+        ValueError: eta and a clock are given. When bound, if the rule gives no plan, has another clock of its own, or draws noise
+            where the clock stands still.
 
     Cost:
         At most 31 draws of noise a step instead of one, and memory for five states.
@@ -176,7 +192,9 @@ def brownian(inner: Rule, eta: float = 1.0, *, clock: Clock | None = None) -> _B
     >>> bool((x[0] - x[1]).abs() < 0.1)
     True
     """
-    return _Brownian(inner, Constant(eta) if clock is None else clock)
+    if eta is not None and clock is not None:
+        raise ValueError(f"give eta or a clock, not both; got {eta} and {clock}")
+    return _Brownian(inner, (clock or _clock_of(inner) or Constant()) if eta is None else Constant(eta))
 
 
 @dataclass(frozen=True)
