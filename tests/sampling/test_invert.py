@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from oracles import F64, PROCESS_CASES, Mixture, f64, flow_truth, log_snr_times, scalar
-from trilemma.denoise import Covariances, GaussianDenoiser
+from trilemma.denoise import Covariances, Denoiser, Gaussian, GaussianDenoiser
 from trilemma.numerics.tableau import EULER, HEUN, RK4
 from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import log_snr_grid
@@ -72,6 +73,30 @@ def test_there_and_back(process):
         assert 0.7 < float(noise.std() / process.sigma(scalar(1.0))) < 1.3
     assert worst[1] < 0.02
     assert worst[1] < 0.6 * worst[0]
+
+
+class Labelled(Denoiser):
+    """Takes a label, and drops units."""
+
+    cond_keys = frozenset({"label"})
+
+    def __init__(self):
+        super().__init__()
+        self.process, self.drop = VP(), nn.Dropout(0.5)
+
+    def forward(self, x_t, t, label):
+        return Gaussian(self.drop(x_t) + label[:, None])
+
+
+def test_it_checks_what_sample_checks():
+    """Labels of another number of items, of none, and a network that was left in training mode."""
+    model, x, up = Labelled(), torch.ones(3, 2), torch.tensor([0.2, 0.6])
+    with pytest.raises(ValueError, match=r"training mode .* \.eval\(\)"):
+        invert(model, x, up, cond={"label": torch.zeros(3)})
+    for label in (torch.zeros(1), torch.zeros(4), torch.tensor(0.0)):
+        with pytest.raises(ValueError, match="'label' needs one entry for each of 3 items"):
+            invert(model.eval(), x, up, cond={"label": label})
+    assert invert(model.eval(), x, up, cond={"label": [0.0, 1.0, 2.0]}).shape == (3, 2)
 
 
 def test_what_it_refuses():

@@ -26,6 +26,7 @@ from ..numerics.noise import Noise
 from ..numerics.tableau import EULER
 from .flow import RungeKutta, runge_kutta
 from .loop import check_grid, run
+from .start import check
 
 __all__ = ["invert"]
 
@@ -52,11 +53,11 @@ def invert(
         cond: conditions for the denoiser, one per item.
 
     Returns:
-        The states at ``grid[-1]``, shape ``(B, ...)``.
+        The states at ``grid[-1]``, shape ``(B, ...)``, on the device of the denoiser.
 
     Raises:
-        ValueError: the times do not increase in [0, 1], the rule is no Runge-Kutta rule, x is not finite, or the conditions do
-            not fit.
+        ValueError: the times do not increase in [0, 1], the rule is no Runge-Kutta rule, x is not finite, the conditions do not
+            fit, or the denoiser is in training mode and has dropout.
 
     Cost:
         One call a stage and step; none for a first step from t = 0.
@@ -77,13 +78,10 @@ def invert(
     tensor([[2.]])
     """
     ts = check_grid(torch.as_tensor(grid, dtype=torch.float64).flip(0)).flip(0)
-    if not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
     if not isinstance(rule, RungeKutta):
         raise ValueError(f"rule must be a Runge-Kutta rule such as runge_kutta(HEUN), got {rule!r}")
-    given = {key: torch.as_tensor(value, device=x.device) for key, value in (cond or {}).items()}
-    denoiser.check_cond(given)
-    process = denoiser.process
+    device, given = check(denoiser, x.shape, x, cond)
+    x, process = x.to(device), denoiser.process
     if ts[0] == 0:
         x, ts = x * float(process.alpha(ts[1])), ts[1:]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..denoise.denoiser import Denoiser
 from ..numerics.noise import Noise
 
-__all__ = ["Start", "begin"]
+__all__ = ["Start", "begin", "check"]
 
 
 class Start:
@@ -37,6 +37,31 @@ class Start:
         return mean
 
 
+def check(
+    denoiser: Denoiser, shape: Sequence[int], x: Tensor | None, cond: dict[str, Tensor] | None
+) -> tuple[torch.device, dict[str, Tensor]]:
+    """The device of a denoiser that is fit to sample, and the conditions there of the items of ``shape``.
+
+    Raises:
+        ValueError: the conditions or ``x`` do not fit, or the denoiser drops units.
+    """
+    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
+    cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
+    denoiser.check_cond(cond)
+    if any(m.training and m.p > 0 for m in denoiser.modules() if isinstance(m, nn.Dropout)):
+        raise ValueError("the denoiser is in training mode and drops units at random; call .eval() on it first")
+    for key, value in cond.items():
+        if value.ndim == 0 or value.shape[0] != shape[0]:
+            raise ValueError(
+                f"the condition {key!r} needs one entry for each of {shape[0]} items, got {tuple(value.shape)}"
+            )
+    if x is not None and tuple(x.shape) != tuple(shape):
+        raise ValueError(f"x has shape {tuple(x.shape)}, but {tuple(shape)} was asked for")
+    if x is not None and not (x.is_floating_point() and bool(torch.isfinite(x).all())):
+        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
+    return device, cond
+
+
 def begin(
     denoiser: Denoiser,
     shape: Sequence[int],
@@ -51,25 +76,12 @@ def begin(
     Raises:
         ValueError: the shape, the seeds, the conditions, the time or ``x`` do not fit.
     """
-    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
-    cond = {key: torch.as_tensor(value, device=device) for key, value in (cond or {}).items()}
-    denoiser.check_cond(cond)
-    if any(m.training and m.p > 0 for m in denoiser.modules() if isinstance(m, nn.Dropout)):
-        raise ValueError("the denoiser is in training mode and drops units at random; call .eval() on it first")
+    device, cond = check(denoiser, shape, x, cond)
     shape, noise = tuple(shape), Noise(seeds, shape[0])
-    for key, value in cond.items():
-        if value.ndim == 0 or value.shape[0] != shape[0]:
-            raise ValueError(
-                f"the condition {key!r} needs one entry for each of {shape[0]} items, got {tuple(value.shape)}"
-            )
     if not 0 < t <= 1:
         raise ValueError(f"sampling starts at a time in (0, 1], got {t}")
     if x is None:
         if float(denoiser.process.log_snr(torch.tensor(t, dtype=torch.float64))) > 0:
             raise ValueError(f"at t = {t}, where this starts, x_t is more signal than noise: give x")
         x = denoiser.process.prior(shape, noise.at(-1), t=t, like=torch.empty(0, device=device))
-    elif tuple(x.shape) != shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}, but {shape} was asked for")
-    elif not x.is_floating_point() or not bool(torch.isfinite(x).all()):
-        raise ValueError(f"x must be floating point and finite, got {x.dtype} with NaN, infinite or integer entries")
     return Start(denoiser, x.to(device), noise, cond)
