@@ -10,7 +10,7 @@ from oracles import F64, PROCESS_CASES, Mixture, f64, log_snr_times
 from trilemma.process import EDM, VP, Flow, FromBetas
 from trilemma.process.grid import karras_grid, uniform_grid
 from trilemma.sampling import RULES, ddim, sample
-from trilemma.sampling.multistep import BASHFORTH, adams, deis, dpm_solver, gradient_estimation, ipndm
+from trilemma.sampling.multistep import BASHFORTH, adams, deis, dpm_solver, gauss_legendre, gradient_estimation, ipndm
 from trilemma.sampling.pndm import plms, pndm
 from trilemma.sampling.unipc import unipc
 
@@ -283,3 +283,14 @@ def test_where_there_is_no_signal_they_say_so(rule):
 def test_other_options_are_refused(make, word):
     with pytest.raises(ValueError, match=word):
         make()
+
+
+@pytest.mark.parametrize("count", [1, 3, 64])
+def test_the_quadrature_is_exact_for_polynomials_of_degree_2_count_minus_1(count):
+    """The integral of u^k over [0, 1] is 1/(k + 1); the first that is not exact is k = 2 count, found once for all callers."""
+    points, weights = gauss_legendre(count)
+    for k in range(2 * count):
+        assert float((weights * points**k).sum()) == pytest.approx(1 / (k + 1), rel=1e-13)
+    if count < 64:
+        assert float((weights * points ** (2 * count)).sum()) != pytest.approx(1 / (2 * count + 1), rel=1e-5)
+    assert gauss_legendre(count)[0] is points

@@ -23,6 +23,7 @@ Sources: Zhang and Chen 2023 (arXiv:2204.13902) for (2) and for iPNDM; Liu et al
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +34,17 @@ from ..process.gaussian import GaussianProcess
 from .linear import _Curves, _published
 from .plan import Plan
 
-__all__ = ["BASHFORTH", "adams", "deis", "dpm_solver", "eps_plan", "gradient_estimation", "ipndm", "noise_levels"]
+__all__ = [
+    "BASHFORTH",
+    "adams",
+    "deis",
+    "dpm_solver",
+    "eps_plan",
+    "gauss_legendre",
+    "gradient_estimation",
+    "ipndm",
+    "noise_levels",
+]
 
 BASHFORTH = (
     (1.0,),
@@ -44,6 +55,18 @@ BASHFORTH = (
 """Weights beta_j of Adams and Bashforth's methods of order 1 to 4 for equal steps, newest value first."""
 
 _POINTS = 64  # of Gauss and Legendre for (2): rounding for steps of up to 40 in log-SNR
+
+
+@functools.cache
+def gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss and Legendre's rule on [0, 1], shape ``(count,)`` each; not to be written to.
+
+    >>> points, weights = gauss_legendre(2)
+    >>> round(float((weights * points**3).sum()), 12)                       # exact up to degree 2 count - 1
+    0.25
+    """
+    points, weights = (torch.from_numpy(z) for z in np.polynomial.legendre.leggauss(count))
+    return (1 + points) / 2, weights / 2
 
 
 def noise_levels(process: GaussianProcess, ts: Tensor) -> list[float]:
@@ -102,13 +125,13 @@ class Adams:
         """The integrals (2), all in lambda, where drho = -rho dlambda and every step is of moderate length."""
         rho = torch.tensor(noise_levels(process, ts), dtype=torch.float64)
         nodes = rho if self.variable == "rho" else ts
-        points, weights = (torch.from_numpy(z) for z in np.polynomial.legendre.leggauss(_POINTS))
+        points, weights = gauss_legendre(_POINTS)
         inside = int((rho > 0).sum())
         lam = -rho[:inside].log()
         gap = lam.diff()[:, None]
-        at = lam[:-1, None] + gap * (points + 1) / 2  # (steps that do not end at 0, points)
+        at = lam[:-1, None] + gap * points  # (steps that do not end at 0, points)
         levels = torch.exp(-at)
-        mass = -levels * weights * gap / 2
+        mass = -levels * weights * gap
         where = levels if self.variable == "rho" else process.time(2 * at)
         rows = []
         for i in range(inside - 1):

@@ -36,6 +36,7 @@ from torch import Tensor
 
 from ..numerics.linear import lagrange_weights
 from ..process.gaussian import GaussianProcess
+from .multistep import gauss_legendre
 from .plan import Plan
 
 __all__ = ["Band", "Clock", "Constant", "Extended", "er_sde", "sa_solver"]
@@ -224,7 +225,9 @@ def sa_solver(predictor: int = 3, corrector: int = 4, *, clock: Clock = Band()) 
         One call a step: D is evaluated at the predicted states.
 
     Error:
-        O(h^min(predictor + 1, corrector)) without noise; in the law, O(h) where there is noise and O(h^2) for Gaussian data.
+        Without noise and from pure noise, where D hardly changes, O(h^min(predictor + 1, corrector)), or O(h^predictor) with no
+        corrector; from elsewhere the first step leaves an error of O(h^3), or O(h^2) with no corrector. In the law, O(h) where
+        there is noise and O(h^2) for Gaussian data.
 
     Differs:
         eta^2 is averaged over a step that crosses the edge of a band. The number of values is lowered where the step is so much
@@ -273,7 +276,7 @@ class _ERSDE:
     ) -> tuple[float, float]:
         """k_1 and k_2 of (4), by Gauss and Legendre's rule in lambda."""
         h, gap = road.lam[i + 1] - road.lam[i], level[0] - level[1]
-        at, weight = _gauss_legendre(64)
+        at, weight = gauss_legendre(64)
         lam = road.lam[i] + h * at
         kernel = level[0] * h * weight * torch.exp((self.clock(2 * lam) - road.phi[i + 1]) / 2)
         return gap + float(kernel.sum()), gap**2 / 2 + float((kernel * (torch.exp(-lam) - level[1])).sum())
@@ -286,14 +289,6 @@ class _ERSDE:
             return [total + first * near, -first * near]
         far, share = 1 / (level[2] - level[3]), 2 * second / (level[1] - level[3])
         return [total + (first + share) * near, -(first + share) * near - share * far, share * far]
-
-
-def _gauss_legendre(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], from the eigenvalues of Jacobi's matrix. Source: Golub and Welsch 1969."""
-    k = torch.arange(1, count, dtype=torch.float64)
-    side = k / torch.sqrt(4 * k**2 - 1)
-    nodes, vectors = torch.linalg.eigh(torch.diag(side, 1) + torch.diag(side, -1))
-    return (1 + nodes) / 2, vectors[0] ** 2
 
 
 def er_sde(order: int = 3, *, clock: Clock = Extended()) -> _ERSDE:
