@@ -129,8 +129,8 @@ class _Path:
             float(angle(flow.process, t, flow.sigma_data)),
             float(norm_at(flow.process, t, flow.sigma_data)),
         )
-        if theta > begin * (1 + 1e-12):
-            raise ValueError(f"the solution starts later than t = {float(t)}")
+        if not 0 <= float(t) <= flow.start:
+            raise ValueError(f"the solution is known for times from 0 to {flow.start}, got {float(t)}")
         if theta >= end:
             return self.y(min(theta, begin)) * norm
         # Euler's step keeps D and eps
@@ -161,7 +161,7 @@ class Adaptive:
         """The states of all items at a time between the start and 0, shape ``(B, ...)``; needs ``dense=True``.
 
         Raises:
-            ValueError: the solution in between was not kept, or the time is before the start.
+            ValueError: the solution in between was not kept, or the time is not between 0 and the start.
         """
         if not self._paths:
             raise ValueError("the solution in between was not kept; ask for it with dense=True")

@@ -116,7 +116,7 @@ def parallel(
         ValueError: the rule makes no plan, or an argument does not fit.
 
     Cost:
-        At most N sweeps, each one call on ``window * B`` items at most; memory for 2 N states.
+        At most N sweeps, each one call on ``window * B`` items at most; memory for 2 N states, 3 N with noise.
 
     Error:
         None with tolerance 0 but rounding.
