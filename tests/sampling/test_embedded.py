@@ -110,7 +110,7 @@ def test_the_error_follows_the_tolerance(order, prediction):
 @pytest.mark.parametrize("sampler", [dpm_solver_adaptive, gotta_go_fast])
 def test_an_item_does_not_know_its_batch(sampler):
     model = Bent(VP())
-    options = {"rtol": 0.2, "atol": 0.2} if sampler is gotta_go_fast else {}
+    options = {"rtol": 0.5, "atol": 0.2} if sampler is gotta_go_fast else {}
     whole = sampler(model, (3, 2), seeds=[4, 8, -1], **options)
     assert whole.calls == model.calls
     for i, seed in enumerate([4, 8, -1]):
@@ -199,6 +199,21 @@ def test_the_seed_fixes_the_path_whatever_is_rejected():
 def test_bad_input_is_refused(word, sampler, bad):
     with pytest.raises(ValueError, match=word):
         sampler(Bent(VP()), (2, 2), **bad)
+
+
+@pytest.mark.parametrize("sampler", [dpm_solver_adaptive, gotta_go_fast])
+def test_the_limit_of_calls_is_for_what_is_left_to_do(sampler):
+    """As many calls as the steps take are enough; one attempt fewer is not, and an item is named that has not finished."""
+    tolerance = 0.2 if sampler is gotta_go_fast else 0.01
+    options = {"rtol": tolerance, "atol": tolerance, "seeds": [4, 8, 15]}
+    done = sampler(Bent(VP()), (3, 2), **options)
+    steps = done.calls - 1  # the last call is that at the end
+    assert torch.equal(sampler(Bent(VP()), (3, 2), max_calls=steps, **options).x, done.x)
+    tries = done.accepted + done.rejected
+    with pytest.raises(ArithmeticError, match=r"item \d ") as error:
+        sampler(Bent(VP()), (3, 2), max_calls=steps - 3, **options)
+    assert tries[int(str(error.value).split()[1])] == tries.max()  # all try at once, so those with most finish last
+    assert tries.min() < tries.max()
 
 
 @pytest.mark.parametrize("sampler", [dpm_solver_adaptive, gotta_go_fast])

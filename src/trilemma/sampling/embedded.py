@@ -80,8 +80,9 @@ def _march(
         accepted[kept] += 1
         rejected[items[~good]] += 1
         length[items] = 0.9 * step * ratio**-power
-        if batch.calls >= max_calls or bool((at[items] + length[items] == at[items]).any()):
-            item = int(items[length[items].argmin()])
+        live = items[at[items] < goal]
+        if len(live) and (batch.calls >= max_calls or bool((at[live] + length[live] == at[live]).any())):
+            item = int(live[length[live].argmin()])
             raise ArithmeticError(
                 f"item {item} cannot meet rtol={rtol}, atol={atol} (step {float(length[item]):.2g} after {batch.calls} calls)"
             )
