@@ -27,9 +27,10 @@ FAST = (
 )  # one process of each kind: what is costly runs over the others in the slow tier
 
 
-def registry(*names):
-    """All processes of the registry as parameters of a test, those not named marked slow."""
-    return [pytest.param(make(), id=p, marks=() if p in names else pytest.mark.slow) for p, make in PROCESSES.items()]
+def registry(*names, cases=None):
+    """All processes of the registry, or of ``cases``, as parameters of a test, those not named marked slow."""
+    cases = cases or {name: make() for name, make in PROCESSES.items()}
+    return [pytest.param(p, id=name, marks=() if name in names else pytest.mark.slow) for name, p in cases.items()]
 
 
 # every process of the registry, and some of other settings

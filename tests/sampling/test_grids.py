@@ -25,6 +25,14 @@ from trilemma.sampling.grids import (
 from trilemma.sampling.loop import check_grid
 
 three = pytest.mark.parametrize("process", [Flow(), VP(), EDM()], ids=["flow", "vp", "edm"])
+costly = pytest.mark.parametrize(
+    "process",
+    [
+        pytest.param(Flow(), id="flow"),
+        pytest.param(VP(), id="vp", marks=pytest.mark.slow),
+        pytest.param(EDM(), id="edm", marks=pytest.mark.slow),
+    ],
+)
 MEAN, VAR = torch.tensor([0.3, -0.2], dtype=F64), torch.tensor([0.5, 0.04], dtype=F64)
 
 
@@ -184,7 +192,7 @@ def test_the_bound_bounds_and_is_tight_in_many_steps(process):
     assert bound(torch.tensor([*range(0, 199, 30), 199])) > truth + 2
 
 
-@three
+@costly
 def test_klub_is_the_bound_less_what_no_grid_can_save(process):
     """So their difference, half the integral of E |x - D|^2 ds, adds up along any way; 8000 items leave 2 % of noise."""
     model = Mixture.example().torch(process)
@@ -208,7 +216,7 @@ def merged(*grids):
     return torch.cat(grids).unique().flip(0)
 
 
-@three
+@costly
 @pytest.mark.parametrize("steps", [10, pytest.param(5, marks=pytest.mark.slow)])
 def test_fitted_grids_have_less_of_their_objective_than_others_on_items_not_fitted_to(process, steps):
     model = Mixture.example().torch(process)

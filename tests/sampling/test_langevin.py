@@ -99,6 +99,7 @@ def test_annealed_langevin_on_any_process_is_that_on_ve():
     assert v / alpha**2 == pytest.approx(other[1], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_annealed_langevin_reaches_the_law_of_a_mixture():
     """Unequal modes: the weight of each within 4.5 standard errors and 1 %; their width, which freezes on the way, within 4 % of
     what one mode alone would have. 4000 items; false alarm 1e-4."""

@@ -68,7 +68,14 @@ def test_every_sweep_settles_one_state(window):
     assert parallel(Tame(VP()), (2, 1), ts, ddim(), window=window, tolerance=1e-12).sweeps <= 2 + 10 // window
 
 
-@pytest.mark.parametrize("rule", [ddim(), ddpm, get_rule("dpmpp_2m")], ids=["ddim", "ddpm", "dpmpp_2m"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(ddim(), id="ddim"),
+        pytest.param(ddpm, id="ddpm", marks=pytest.mark.slow),
+        pytest.param(get_rule("dpmpp_2m"), id="dpmpp_2m", marks=pytest.mark.slow),
+    ],
+)
 def test_fewer_calls_in_a_row(rule):
     """A hundred steps in less than half as many sweeps, with an error of the order of the tolerance."""
     process = Flow()
@@ -76,15 +83,14 @@ def test_fewer_calls_in_a_row(rule):
     x = process.prior((16, 2), Noise(2, 16), like=torch.empty(0, dtype=F64))
     expected = sample(model, (16, 2), ts, rule, x=x)
     sweeps, errors = [], []
-    for tolerance in (1e-2, 1e-3, 1e-4):
+    for tolerance in (1e-2, 1e-4):
         done = parallel(model, (16, 2), ts, rule, window=100, tolerance=tolerance, x=x)
         sweeps.append(done.sweeps)
         errors.append(float((done.x - expected).square().mean().sqrt()))
         assert errors[-1] < 10 * tolerance
-    assert sweeps == sorted(sweeps)
     assert sweeps[0] < 35
-    assert sweeps[2] < 70
-    assert errors[2] < errors[0] / 10
+    assert sweeps[0] < sweeps[1] < 70
+    assert errors[1] < errors[0] / 10
 
 
 def test_an_item_does_not_know_its_batch():
