@@ -86,7 +86,7 @@ def test_noise_at_infinite_log_snr():
     """From exactly t = 1 of Flow to exactly 0, and the first increment is all of W."""
     model = GaussianDenoiser(Flow(), torch.zeros(2), Covariances.diagonal(torch.ones(1, 2)))
     x = [sample(model, (4, 2), log_snr_grid(Flow(), n), brownian(ddpm), seeds=range(4)) for n in (30, 120)]
-    assert float((x[0] - x[1]).abs().max()) < 0.1
+    assert float((x[0] - x[1]).square().mean().sqrt()) < 0.25  # two samples that share nothing: 1.41
     ts = torch.tensor([1.0, 0.3], dtype=F64)
     assert law_of(brownian(ddpm), Flow(), ts, 0.2, 0.5, again=True)[1] == pytest.approx(
         law_of(ddpm, Flow(), ts, 0.2, 0.5)[1], rel=1e-9
