@@ -51,7 +51,21 @@ class Candidate:
 
 
 class Pilots:
-    """Trajectories of the probability flow, and the model that they belong to."""
+    """Trajectories of the probability flow, and the model that they belong to.
+
+    Args:
+        start: n pilots, of which the first two thirds are to fit and choose with, the rest to judge.
+        fine: steps of the reference solution, by ``angular(4)``.
+        batch: pilots in one call.
+
+    Attributes:
+        end: x(0) of all pilots, shape ``(n, ...)``.
+        y, v: states and slopes of ``sampling.angle`` of the first ``kept`` pilots, shape ``(fine + 1, kept, ...)``.
+        calls: calls of the denoiser so far, times items.
+
+    Cost:
+        ``fine`` calls for n items.
+    """
 
     def __init__(self, start: Start, fine: int, batch: int) -> None:
         self.denoiser, self.x, self.cond, self.batch, self.calls = start.denoiser, start.x, start.cond, batch, 0
@@ -149,7 +163,16 @@ class Pilots:
 
 
 def robust_weights(past: list[Tensor], wanted: Tensor) -> list[float]:
-    """Weights (1): least squares, each item weighted by how well the last weights fitted it, five times over."""
+    """Weights (1): least squares, each item weighted by how well the last weights fitted it, five times over.
+
+    Args:
+        past: the last values of v, newest first, each of shape ``(n, ...)``.
+        wanted: what their combination should be, shape ``(n, ...)``.
+
+    >>> v = torch.randn(8, 3)
+    >>> [round(w, 3) for w in robust_weights([v], 0.5 * v)]
+    [0.5]
+    """
     v = torch.stack(past, -1).double().flatten(1, -2)  # (items, coordinates, k)
     b = wanted.double().flatten(1)
     gram, right = v.mT @ v, (v.mT @ b[..., None])[..., 0]  # (items, k, k), (items, k)
