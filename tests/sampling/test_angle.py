@@ -93,6 +93,21 @@ def test_angle():
     assert float(angle(Flow(), torch.tensor(1.0), D)) == pytest.approx(math.pi / 2)
 
 
+def levels(steps, **settings):
+    """log(sigma / (alpha sigma_data)) of the inner times on Flow, highest first."""
+    t = angular_grid(Flow(), steps, sigma_data=D, **settings)[1:-1]
+    return (t / ((1 - t) * D)).log()
+
+
+@pytest.mark.parametrize(("spread", "centre"), [(0.3, 0.0), (0.6, -1.0), (1.5, 0.7)])
+def test_the_grid_has_the_density_that_it_says(spread, centre):
+    """Its median is the centre, it is symmetric about it, and halving a share in its tail moves the level by log(2) / spread."""
+    assert float(levels(2, spread=spread, centre=centre)) == pytest.approx(centre, abs=1e-3)
+    many = levels(512, spread=spread, centre=centre)
+    torch.testing.assert_close(many - centre, -(many - centre).flip(0), rtol=0, atol=2e-3)
+    assert float(many[-2] - many[-1]) == pytest.approx(math.log(2) / spread, rel=0.01)
+
+
 @pytest.mark.parametrize("order", [0, 6])
 def test_orders(order):
     with pytest.raises(ValueError, match=f"order must be 1 to 5, got {order}"):
