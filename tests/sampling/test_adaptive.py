@@ -15,8 +15,8 @@ from trilemma.numerics.tableau import RK4
 from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import log_snr_grid
 from trilemma.sampling import runge_kutta, sample
-from trilemma.sampling.adaptive import adaptive, angle_field, norm_at, time_at_angle
-from trilemma.sampling.angle import angle
+from trilemma.sampling.adaptive import adaptive, angle_field
+from trilemma.sampling.angle import angle, norm_at, time_at_angle
 
 RK4_RULE = runge_kutta(RK4)
 LOW = -math.log(80.0**2)  # where EDM starts, and the others are asked to

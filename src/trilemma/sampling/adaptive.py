@@ -33,26 +33,16 @@ from ..numerics.ode import Continuous, Solution, integrate_adaptive
 from ..numerics.shapes import pad, rms
 from ..numerics.tableau import BOGACKI_SHAMPINE, TABLES, TSITOURAS, Tableau
 from ..process.gaussian import GaussianProcess
-from .angle import angle
+from .angle import angle, norm_at, time_at_angle
 from .draw import sigma_data_of
 from .start import Start, begin
 
-__all__ = ["Adaptive", "adaptive", "angle_field", "norm_at", "time_at_angle"]
+__all__ = ["Adaptive", "adaptive", "angle_field"]
 
 _FACTOR = 8.0  # between the tolerances of two solutions
 _FIRST = 1 / 8  # share of the tolerance of the better of the first two
 _SMALLEST = 1e-4  # share below which an item is given up
 _STEP = 0.1  # first step in theta: above pi/2 - 0.1 there is ten times more noise than data
-
-
-def time_at_angle(process: GaussianProcess, theta: Tensor, sigma_data: float) -> Tensor:
-    """The time at which theta has a value, any shape."""
-    return process.time(-2 * (theta.tan().log() + math.log(sigma_data)))
-
-
-def norm_at(process: GaussianProcess, t: Tensor, sigma_data: float) -> Tensor:
-    """sqrt(alpha^2 sigma_data^2 + sigma^2), which turns y into x_t."""
-    return torch.hypot(process.alpha(t) * sigma_data, process.sigma(t))
 
 
 def angle_field(

@@ -34,7 +34,7 @@ from ..numerics.linear import interpolatory_weights
 from ..process.gaussian import GaussianProcess
 from .plan import Plan
 
-__all__ = ["Angular", "angle", "angular", "angular_plan"]
+__all__ = ["Angular", "angle", "angular", "angular_plan", "norm_at", "time_at_angle"]
 
 
 def angle(process: GaussianProcess, ts: Tensor, sigma_data: float) -> Tensor:
@@ -45,6 +45,16 @@ def angle(process: GaussianProcess, ts: Tensor, sigma_data: float) -> Tensor:
     tensor([0.5000, 0.2500, 0.0000])
     """
     return torch.atan2(process.sigma(ts), process.alpha(ts) * sigma_data)
+
+
+def time_at_angle(process: GaussianProcess, theta: Tensor, sigma_data: float) -> Tensor:
+    """The time at which theta has a value, any shape."""
+    return process.time(-2 * (theta.tan().log() + math.log(sigma_data)))
+
+
+def norm_at(process: GaussianProcess, t: Tensor, sigma_data: float) -> Tensor:
+    """The radius r of (1), which turns y into x_t, at times of any shape."""
+    return torch.hypot(process.alpha(t) * sigma_data, process.sigma(t))
 
 
 def angular_plan(process: GaussianProcess, ts: Tensor, weights: list[list[float]], sigma_data: float) -> Plan:
@@ -60,7 +70,7 @@ def angular_plan(process: GaussianProcess, ts: Tensor, weights: list[list[float]
         ValueError: a row looks back beyond the first step.
     """
     theta = angle(process, ts, sigma_data)
-    r = torch.hypot(process.alpha(ts) * sigma_data, process.sigma(ts))
+    r = norm_at(process, ts, sigma_data)
     # v_j = x_j on_x[j] - D_j on_d[j]
     on_x = (theta[:-1].cos() / (theta[:-1].sin() * r[:-1])).tolist()
     on_d = (1 / (sigma_data * theta[:-1].sin())).tolist()
@@ -110,9 +120,8 @@ class Angular:
             back: list[float] = []
             if self.corrected and i > 0:
                 correct = self._weights(theta, i - 1, i, order)
-                if len(correct) > 1 and abs(correct[0]) <= math.tan(
-                    theta[i]
-                ):  # else it would feed an error back enlarged
+                tame = abs(correct[0]) <= math.tan(theta[i])  # else it would feed an error back enlarged
+                if len(correct) > 1 and tame:
                     back = [c - p for c, p in _pairs(correct, [0.0, *ahead])]
             rows.append([p + c for p, c in _pairs(predict, back)])
             ahead = predict

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..denoise.posterior import Gaussian
 from ..numerics.noise import Noise
 from ..process.grid import angular_grid
-from .angle import angle, angular, angular_plan
+from .angle import angle, angular, angular_plan, norm_at
 from .draw import sigma_data_of
 from .loop import run
 from .plan import Plan
@@ -96,7 +96,7 @@ class Pilots:
     def turn(self, x: Tensor, mean: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """(y, v) of ``sampling.angle`` from a state and its denoised state."""
         d, theta = self.sigma_data, float(angle(self.process, t, self.sigma_data))
-        y = x / math.hypot(float(self.process.alpha(t)) * d, float(self.process.sigma(t)))
+        y = x / float(norm_at(self.process, t, d))
         return y, (y * math.cos(theta) - mean / d) / math.sin(theta)
 
     def model(self, x: Tensor, t: Tensor, index: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ class Pilots:
     def fitted(self, ts: Tensor, memory: int, name: str) -> Candidate:
         """Weights (1) for a grid, through at most ``memory`` values of v; the fit is also a run of the plan on these pilots."""
         theta = angle(self.process, ts, self.sigma_data).tolist()
-        radius = torch.hypot(self.process.alpha(ts) * self.sigma_data, self.process.sigma(ts)).tolist()
+        radius = norm_at(self.process, ts, self.sigma_data).tolist()
         y = self.states(theta[0])
         rows: list[list[float]] = []
         past: list[Tensor] = []

@@ -32,7 +32,7 @@ from ..numerics.noise import Noise
 from ..process.betas import FromBetas
 from ..process.gaussian import GaussianProcess
 from ..process.grid import GRIDS, angular_grid
-from .angle import angle, angular
+from .angle import angle, angular, time_at_angle
 from .pilots import Candidate, Pilots
 from .plan import Plan
 from .registry import RULES
@@ -129,11 +129,10 @@ def _halve(pilots: Pilots, field: Sequence[Candidate], keep: int) -> list[Candid
 
 def _moved(ts: Tensor, process: GaussianProcess, sigma_data: float, mode: int, amount: float) -> Tensor:
     """The grid with its inner levels log tan(theta) moved by a sine wave over the steps."""
-    level = angle(process, ts[1:-1], sigma_data).tan().log()
-    n = len(level) + 1
+    theta, n = angle(process, ts[1:-1], sigma_data), len(ts) - 1
     wave = torch.sin(torch.arange(1, n, dtype=torch.float64) * (math.pi * mode / n))
-    inner = process.time(-2 * (level + amount * wave + math.log(sigma_data)))
-    return torch.cat([ts[:1], inner, ts[-1:]])
+    theta = torch.atan(theta.tan() * (amount * wave).exp())
+    return torch.cat([ts[:1], time_at_angle(process, theta, sigma_data), ts[-1:]])
 
 
 def _search(pilots: Pilots, start: Candidate, make: Callable[[Tensor], Candidate], budget: int) -> Candidate:
