@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trilemma.cli.report import Line, chart
+from trilemma.cli.page import Line, chart
 from trilemma.cli.study import copying, denoising_errors
 from trilemma.data import DataSet
 from trilemma.denoise import Preconditioned

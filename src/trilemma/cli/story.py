@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .demo import Results
-from .report import Line, chart, figure, image, page, table, tiles
+from .page import Line, chart, figure, image, page, table, tiles
 from .study import Drawn
 
 __all__ = ["tell"]
