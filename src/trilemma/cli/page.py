@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..data.pixels import picture, png
 
-__all__ = ["Line", "chart", "figure", "image", "page", "table", "tiles"]
+__all__ = ["Axis", "Line", "chart", "figure", "image", "page", "short", "table", "tiles"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5c6575; --line: #d9dee7; --page: #f6f7f9; --card: #ffffff;
-  --c0: #2f6fde; --c1: #d9622b; --c2: #2a9d6f; --c3: #9b59c9; --c4: #8a93a3; }
+  --c0: #2f6fde; --c1: #d9622b; --c2: #2a9d6f; --c3: #9b59c9; --c4: #8a93a3; --c5: #c2a012; --c6: #0f9bb0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --soft: #9aa4b5; --line: #323a48; --page: #14171d;
-  --card: #1c212a; --c0: #6fa3ff; --c1: #ff9663; --c2: #5fd3a4; --c3: #c99bf0; --c4: #8a93a3; } }
+  --card: #1c212a; --c0: #6fa3ff; --c1: #ff9663; --c2: #5fd3a4; --c3: #c99bf0; --c4: #8a93a3; --c5: #e6c84a; --c6: #58cfe0; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
@@ -154,21 +154,21 @@ def chart(
     kept = [[p for p in line.points if all(map(math.isfinite, p))] for line in lines]
     xs, ys = ([p[axis] for points in kept for p in points] for axis in (0, 1))
     left, right, top, bottom = 58, 14, 14 + 18 * len(lines), 46
-    across = _Axis(xs, left, width - right, log=log_x)
-    up = _Axis(ys + [0.0] if y_zero and not log_y else ys, height - bottom, top, log=log_y)
+    across = Axis(xs, left, width - right, log=log_x)
+    up = Axis(ys + [0.0] if y_zero and not log_y else ys, height - bottom, top, log=log_y)
     out = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" aria-label="{escape(y)}">'
     ]
     for value in up.ticks():
         at = up(value)
         out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        out.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{_short(value)}</text>')
+        out.append(f'<text x="{left - 8}" y="{at + 4:.1f}" text-anchor="end">{short(value)}</text>')
     for value in across.ticks():
         at = across(value)
         out.append(
             f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{height - bottom}" y2="{height - bottom + 5}"/>'
         )
-        out.append(f'<text x="{at:.1f}" y="{height - bottom + 19}" text-anchor="middle">{_short(value)}</text>')
+        out.append(f'<text x="{at:.1f}" y="{height - bottom + 19}" text-anchor="middle">{short(value)}</text>')
     out.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>')
     out.append(f'<text x="{(left + width - right) / 2}" y="{height - 8}" text-anchor="middle">{escape(x)}</text>')
     middle = (top + height - bottom) / 2
@@ -180,7 +180,7 @@ def chart(
         out.append(f'<polyline points="{where}" {style}/>')
         if line.dots:
             for a, b in points:
-                tip = f"<title>{escape(line.name)}: {_short(b)} at {_short(a)}</title>"
+                tip = f"<title>{escape(line.name)}: {short(b)} at {short(a)}</title>"
                 out.append(
                     f'<circle cx="{across(a):.1f}" cy="{up(b):.1f}" r="3.4" style="fill: {colour}">{tip}</circle>'
                 )
@@ -190,8 +190,15 @@ def chart(
     return "".join(out) + "</svg>"
 
 
-class _Axis:
-    """Values to pixels, with round ticks."""
+class Axis:
+    """Values to pixels, with round ticks.
+
+    Args:
+        values: what must have room on the axis.
+        start: pixel at its lower end.
+        end: pixel at its upper end.
+        log: logarithmic.
+    """
 
     def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool) -> None:
         self.log, self.start, self.end = log, start, end
@@ -202,10 +209,12 @@ class _Axis:
         self.low, self.high = (low if low == 0 else low - room), high + room
 
     def __call__(self, value: float) -> float:
+        """The pixel of a value."""
         at = math.log10(value) if self.log else value
         return self.start + (at - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
+        """Round values on the axis."""
         if self.log:
             steps = (1, 2, 5) if self.high - self.low < 2.2 else (1,)
             every = (s * 10.0**k for k in range(math.floor(self.low), math.ceil(self.high) + 1) for s in steps)
@@ -216,7 +225,8 @@ class _Axis:
         return [step * k for k in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number in at most six characters."""
     if 100 <= abs(value) < 1e5:
         return f"{value:.0f}"
     return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.0e}"
