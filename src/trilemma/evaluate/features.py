@@ -16,14 +16,41 @@ __all__ = ["Classifier", "Reading", "train_classifier"]
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a classifier sees in a set of images: ``features`` ``(N, D)`` and ``logits`` ``(N, classes)``."""
+    """What an extractor sees in a set of images.
+
+    Args:
+        features: ``(N, D)``.
+        logits: ``(N, classes)``; ``None`` from what is no classifier.
+
+    Raises:
+        ValueError: not one row for each image.
+
+    >>> Reading(torch.zeros(2, 3), torch.tensor([[0.0, 1.0], [2.0, 1.0]])).predictions
+    tensor([1, 0])
+    """
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.features) if self.logits is None else len(self.logits)
+        if self.features.ndim != 2 or rows != len(self.features):
+            raise ValueError(
+                f"features must be (N, D) and logits (N, classes); got {tuple(self.features.shape)}, N={rows}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.features)
 
     @property
     def predictions(self) -> Tensor:
-        """``(N,)`` int64: the likeliest class of each image."""
+        """``(N,)`` int64: the likeliest class of each image.
+
+        Raises:
+            ValueError: there are no logits.
+        """
+        if self.logits is None:
+            raise ValueError("these features come from no classifier, so there are no predictions; use a classifier")
         return self.logits.argmax(1)
 
 
