@@ -25,7 +25,7 @@ _LIBRARY = {"numerics", "process", "nets", "denoise", "sampling"}
 for _name in ("likelihood", "distil", "inverse"):
     BELOW[_name] = _LIBRARY
 BELOW["train"] = _LIBRARY | {"likelihood", "distil", "inverse"}
-BELOW["baselines"] = BELOW["train"]
+BELOW["baselines"] = BELOW["train"] | {"train"}
 BELOW["data"] = {"numerics"}  # tensors in model units; no model in sight
 BELOW["evaluate"] = {"numerics"}  # sees tensors only
 BELOW["hub"] = _LIBRARY | {"train"}
@@ -35,7 +35,7 @@ BELOW["app"] = set(BELOW)
 # inside a package of floors 0 to 2, a module knows only modules to its left
 ORDER = {
     "numerics": "shapes noise brownian tableau ode trace linear",
-    "process": "gaussian named betas tokens grid registry times",
+    "process": "gaussian named betas learned tokens grid registry times",
     "denoise": "posterior targets denoiser exact guidance",
     "sampling": (
         "loop plan start angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep adaptive embedded "

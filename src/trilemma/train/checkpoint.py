@@ -29,6 +29,7 @@ from ..denoise import Preconditioned
 from ..nets import NETS, build, describe
 from ..process import process_from_config, process_to_config
 from .distributed import gather
+from .game import Game
 
 __all__ = [
     "CorruptError",
@@ -38,6 +39,7 @@ __all__ = [
     "newest",
     "prune",
     "read_json",
+    "read_model",
     "read_tensors",
     "save_model",
     "verify",
@@ -151,11 +153,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CorruptError(f"{path} cannot be read: {error}") from error
 
 
-def model_config(model: Preconditioned, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def model_config(model: Preconditioned | Game, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What ``config.json`` holds: how to build the model, and ``info`` about where it comes from.
 
     The network's part is ``None`` if it is not in the registry; then :func:`load_model` must be given the network.
     """
+    if isinstance(model, Game):
+        return {"format": 1, "game": {"name": model.family, "kwargs": model.config}, "info": dict(info or {})}
     return {
         "format": 1,
         "net": describe(model.net) if type(model.net) in NETS.values() else None,
@@ -166,11 +170,11 @@ def model_config(model: Preconditioned, info: Mapping[str, Any] | None = None) -
     }
 
 
-def save_model(model: Preconditioned, folder: Path | str, *, info: Mapping[str, Any] | None = None) -> None:
+def save_model(model: Preconditioned | Game, folder: Path | str, *, info: Mapping[str, Any] | None = None) -> None:
     """Save a model as ``config.json`` and ``model.safetensors``.
 
     Args:
-        model: the denoiser.
+        model: the denoiser, or the game.
         folder: made if need be; other files in it stay.
         info: JSON data to keep with it, such as the shape and class names of the data.
     """
@@ -207,13 +211,37 @@ def load_model(
     >>> model.process, info
     (Flow(), {'data': 'toy'})
     """
+    config, weights = read_model(folder, ema=ema)
+    if "game" in config:
+        name = config["game"]["name"]
+        raise ValueError(
+            f"{folder} holds a model of the family {name!r}, not a denoiser, and this needs a denoiser; "
+            "trilemma.baselines.load_game and `trilemma sample` take it"
+        )
+    if net is None:
+        if config["net"] is None:
+            raise ValueError(f"the network in {folder} is not in trilemma.nets.NETS; build it and pass it as net=")
+        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
+            net = build(config["net"]["name"], **config["net"]["kwargs"])
+    model = Preconditioned(
+        net,
+        process_from_config(config["process"]),
+        config["target"],
+        sigma_data=config["sigma_data"],
+    )
+    model.load_state_dict(weights)
+    return model.eval(), config["info"]
+
+
+def read_model(folder: Path | str, *, ema: bool | int = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a model is built from: the content of ``config.json`` and the weights. Arguments and errors of `load_model`."""
     folder = Path(folder)
     if (folder / "model.safetensors").exists():
-        return _load(folder, ema, net)
+        return _read(folder, ema)
     runs = [path for path in (folder, folder / "checkpoints") if checkpoints(path)]
     if not runs:
         raise FileNotFoundError(f"{folder} holds no model: no model.safetensors and no checkpoints/step_*")
-    return newest(runs[0], lambda path: _load(path, ema, net))
+    return newest(runs[0], lambda path: _read(path, ema))
 
 
 def newest(folder: Path, read: Callable[[Path], T]) -> T:
@@ -232,7 +260,7 @@ def newest(folder: Path, read: Callable[[Path], T]) -> T:
     raise CorruptError(f"no checkpoint in {folder} is intact: {'; '.join(damage) or 'there is none'}")
 
 
-def _load(folder: Path, ema: bool | int, net: nn.Module | None) -> tuple[Preconditioned, dict[str, Any]]:
+def _read(folder: Path, ema: bool | int) -> tuple[dict[str, Any], dict[str, Tensor]]:
     manifest = folder / MANIFEST
     there = set(read_json(manifest)) if manifest.exists() else {path.name for path in folder.iterdir()}
     name = "model.safetensors" if ema is False else average_name(int(ema) if ema is not True else 0)
@@ -242,20 +270,7 @@ def _load(folder: Path, ema: bool | int, net: nn.Module | None) -> tuple[Precond
         name = "model.safetensors"
     if manifest.exists():
         verify(folder, ("config.json", name))
-    config = read_json(folder / "config.json")
-    if net is None:
-        if config["net"] is None:
-            raise ValueError(f"the network in {folder} is not in trilemma.nets.NETS; build it and pass it as net=")
-        with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
-            net = build(config["net"]["name"], **config["net"]["kwargs"])
-    model = Preconditioned(
-        net,
-        process_from_config(config["process"]),
-        config["target"],
-        sigma_data=config["sigma_data"],
-    )
-    model.load_state_dict(read_tensors(folder / name))
-    return model.eval(), config["info"]
+    return read_json(folder / "config.json"), read_tensors(folder / name)
 
 
 def average_name(index: int) -> str:

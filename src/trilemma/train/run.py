@@ -87,7 +87,9 @@ class RunDir:
     def log(self, record: Record, **more: float) -> None:
         """Append a line to ``metrics.jsonl``, in one write."""
         if self._writes:
-            line = json.dumps({**asdict(record), **more}) + "\n"
+            row = asdict(record)
+            figures = row.pop("figures")
+            line = json.dumps({**row, **figures, **more}) + "\n"
             descriptor = os.open(self.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 os.write(descriptor, line.encode())

@@ -6,9 +6,9 @@ one process and on many, in one piece or resumed, and nothing of a generator's s
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._names import lookup
 from ..denoise import Preconditioned
 from ..nets.precision import recommended_precision
 from ..numerics.noise import Noise
 from ..numerics.shapes import pad
-from ..process.times import TIMES, TimeLaw, Uniform
 from . import checkpoint
 from .batches import Batches, Data
-from .config import TrainConfig, parse_entry
-from .distributed import World, gather, scatter, whole, wrap
+from .config import TrainConfig
+from .denoising import Denoising
+from .distributed import World, whole, wrap
 from .ema import EMA, profile
-from .monitor import DivergedError, Divergence, LossByNoise, NoiseProfile
-from .objectives import denoising_error, loss_weight, weighting
+from .game import Adam, Game, Minibatch
+from .monitor import DivergedError, Divergence, NoiseProfile
+from .snapshot import restore, snapshot
 
 __all__ = ["Record", "Trainer"]
 
@@ -38,11 +38,12 @@ _LARGEST = 30.0  # absolute value of an item; far beyond that of data in model u
 class _Draw(IntEnum):
     """What a random number is for."""
 
-    TIME = 0
-    NOISE = 1
+    WHOLE = 0
+    ITEMS = 1
     FLIP = 2
     LABEL = 3
     DROPOUT = 4
+    LATER = 5  # the second player and those after it
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ class Record:
 
     Args:
         step: updates finished.
-        loss: weighted loss, the mean over the global batch.
-        lr: learning rate that was used.
-        grad_norm: Euclidean norm of the gradient before clipping.
+        loss: loss of the last player, the mean over the global batch.
+        lr: learning rate that was used, the last player's.
+        grad_norm: Euclidean norm of its gradient before clipping.
         images: items seen since the start of the run.
         seconds: wall time of the update.
         images_per_second: items over seconds, all processes together.
+        figures: what the game logs; with several players also ``loss`` and ``grad_norm`` of each, as ``loss_PLAYER``.
     """
 
     step: int
@@ -66,24 +68,26 @@ class Record:
     images: int
     seconds: float
     images_per_second: float
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Error(nn.Module):
-    """The squared error as a module, since a module's call is what ``DistributedDataParallel`` wraps."""
+class _Turn(nn.Module):
+    """A loss as a module, since a module's call is what ``DistributedDataParallel`` wraps."""
 
-    def __init__(self, model: Preconditioned) -> None:
+    def __init__(self, game: Game) -> None:
         super().__init__()
-        self.model = model
+        self.game = game
 
-    def forward(self, x: Tensor, t: Tensor, eps: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        return denoising_error(self.model, x, t, eps, cond)
+    def forward(self, player: str, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.game.loss(player, batch)
 
 
 class Trainer:
-    """Trains a denoiser on a set of items.
+    """Trains a denoiser, or a game of several players, on a set of items.
 
     Args:
-        model: moved to the device of ``world``; its weights are changed in place.
+        model: a denoiser, trained by :class:`~trilemma.train.denoising.Denoising`, or a game; moved to the device of
+            ``world``, and its weights are changed in place.
         data: see :class:`~trilemma.train.batches.Batches`.
         config: the settings.
         world: this process among others, from :func:`~trilemma.train.distributed.setup`; alone, on the model's device,
@@ -92,6 +96,7 @@ class Trainer:
 
     Attributes:
         step: updates finished.
+        game: what is played; ``model`` itself unless that is a denoiser.
         ema: the averages of the weights.
 
     Raises:
@@ -107,7 +112,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: Preconditioned,
+        model: Preconditioned | Game,
         data: Data,
         *,
         config: TrainConfig | None = None,
@@ -116,7 +121,8 @@ class Trainer:
     ) -> None:
         self.config = config = config or TrainConfig()
         self.world = world = world or World(device=next(model.parameters()).device)
-        self.model = model.to(world.device)
+        self.model: Preconditioned | Game = model.to(world.device)
+        self.game: Game = model if isinstance(model, Game) else Denoising(model, config)
         self.step = 0
         self.last_checkpoint: Path | None = None
         if config.batch % (world.size * config.accumulate):
@@ -125,19 +131,10 @@ class Trainer:
                 f"take a multiple of {world.size * config.accumulate}"
             )
         self._batches = Batches(data, seed=config.seed, workers=config.workers)
-        self._law = _law(config.times)
-        self._weighting = weighting(config.weighting)
-        if self._weighting.per_log_snr and not isinstance(self._law, Uniform):
-            raise ValueError(
-                f"weighting={config.weighting!r} is a density over log-SNR and wants uniform times, not {config.times!r}; "
-                "set times='low_discrepancy'"
-            )
         self._bf16 = (recommended_precision(world.device) if config.precision == "auto" else config.precision) == "bf16"
         self._description = checkpoint.model_config(
             model, {**(info or {}), "ema": list(config.ema), "label_dropout": config.label_dropout}
         )
-        classes = getattr(model.net, "config", {}).get("classes")
-        self._takes_label = "label" in model.cond_keys and classes != 0  # a network without classes ignores labels
 
         self._noise = Noise(config.seed, 1)  # what is drawn once for the whole batch
         items = Noise(config.seed, config.batch)
@@ -147,19 +144,32 @@ class Trainer:
         self._parts = [(part, items[part]) for part in cuts]  # this process's micro-batches, and their noise
         self._check_items(size)
 
-        if config.compile:
-            model.net.compile()
+        network = self.game.network
         self._fsdp = config.strategy == "fsdp2" and world.size > 1
-        self._error: nn.Module = _Error(model)
-        if self._fsdp:
-            wrap(model.net, "fsdp2", world)
-        else:
-            self._error = wrap(self._error, config.strategy, world)
+        if network is None and (config.compile or config.strategy == "fsdp2"):
+            raise ValueError(
+                f"compile and strategy='fsdp2' are for denoisers, not for {type(model).__name__}; "
+                "set compile=False and strategy='ddp'"
+            )
+        if config.compile and network is not None:
+            network.compile()
+        if self._fsdp and network is not None:
+            wrap(network, "fsdp2", world)
+        self._players = self.game.players()
+        self._turns: dict[str, nn.Module] = {}
+        for name in self._players:
+            with self._only(name):  # what requires gradients now is what the processes will exchange
+                turn = _Turn(self.game)
+                self._turns[name] = turn if self._fsdp else wrap(turn, config.strategy, world)
+        # one optimiser for all: in a player's turn the others have no gradients, and are passed over
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            [{"params": list(parameters)} for parameters in self._players.values()],
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
-        self.ema = EMA(dict(model.named_parameters()), [profile(entry) for entry in config.ema])
-        self._by_noise = LossByNoise()
+        self.ema = EMA(self.game.averaged(), [profile(entry) for entry in config.ema])
         self._watch = Divergence(config.diverge)
 
     # ---------------------------------------------------------------------------------------------------- training
@@ -170,7 +180,7 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite, or far above what it was.
         """
-        self.model.train()
+        self.game.train()
         stream = self._batches.stream(self._spans(), self.world.device)
         while self.step < self.config.steps:
             yield self._update(stream)
@@ -184,54 +194,80 @@ class Trainer:
 
     def _update(self, stream: Iterator[tuple[Tensor, Tensor | None]]) -> Record:
         start = time.perf_counter()
-        config, device = self.config, self.world.device
-        times = self._law(self.model.process, config.batch, self._noise.at(self.step, _Draw.TIME)).to(device)
-        share = config.batch // self.world.size
-        loss = torch.zeros(1, dtype=torch.float64, device=device)
-        by_noise = torch.zeros_like(self._by_noise.totals, device=device)
-
-        self.optimizer.zero_grad(set_to_none=True)
+        rate = self.config.learning_rate(self.step)
+        figures: dict[str, float] = {}
         with self._reseeded():
-            for part, source in self._parts:
-                x, label = next(stream)
-                t, noise = times[part], source.at(self.step)
-                x, cond = self._augmented(x, label, noise)
-                with self._synchronised(part is self._parts[-1][0]):
+            items = [self._augmented(*next(stream), source.at(self.step)) for _, source in self._parts]
+            for index, name in enumerate(self._players):
+                loss, norm, seen = self._move(index, name, Adam(rate, self.config.betas), items)
+                figures |= seen
+                if len(self._players) > 1:
+                    figures |= {f"loss_{name}": loss, f"grad_norm_{name}": norm}
+        self.ema.update(self.game.averaged())
+        self.step += 1
+        seconds, batch = time.perf_counter() - start, self.config.batch
+        rate = self.optimizer.param_groups[-1]["lr"]
+        return Record(self.step, loss, rate, norm, self.step * batch, seconds, batch / seconds, figures)
+
+    def _move(
+        self, index: int, name: str, usual: Adam, items: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> tuple[float, float, dict[str, float]]:
+        """One player's part of an update, (1) of ``game``: its loss, the norm of its gradient and the figures."""
+        config, device = self.config, self.world.device
+        turn = (self.step, _Draw.LATER, index) if index else (self.step,)
+        sums: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._only(name):
+            for (part, source), (x, label) in zip(self._parts, items):
+                noise, whole_noise = source.at(*turn, _Draw.ITEMS), self._noise.at(*turn, _Draw.WHOLE)
+                batch = Minibatch(x, label, noise, self.step, whole_noise, part, config.batch)
+                with self._synchronised(self._turns[name], part is self._parts[-1][0]):
                     with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
-                        error = self._error(x, t, noise.at(_Draw.NOISE).normal_like(x), cond)
-                    weighted = error * loss_weight(self.model, t, self._weighting).to(error)
-                    (weighted.sum() / share).backward()
-                loss += weighted.detach().sum()
-                by_noise += self._by_noise.sums(self.model.process.log_snr(t), error)
-        rate = config.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        norm = nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+                        loss, figures = self._turns[name](name, batch)
+                    share = len(x) / config.batch
+                    (loss * (share * self.world.size)).backward()  # the processes' gradients are averaged
+                for key, value in {"loss": loss, **figures}.items():
+                    sums[key] = sums.get(key, 0) + share * value.detach().double()
+        parameters = self._players[name]
+        group = self.optimizer.param_groups[index]
+        group.update(asdict(self.game.adam(name, self.step, usual)))
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
         # The one wait for the device: nothing is applied before the loss and the gradient are known to be finite.
-        sums = self.world.sum(torch.cat([loss, by_noise.flatten()])).cpu()
-        mean, length = float(sums[0]) / config.batch, float(whole(norm))
-        by_noise = sums[1:].view_as(by_noise)
-        self._check(mean, float(by_noise[0].sum()) / config.batch, length, x)
+        flat = self.world.sum(torch.cat([value.flatten() for value in sums.values()])).cpu()
+        parts = flat.split([value.numel() for value in sums.values()])
+        means = {key: part.view(value.shape) for part, (key, value) in zip(parts, sums.items())}
+        length = float(whole(norm))
+        mean = float(means.pop("loss"))
+        error = means.pop("error", None)
+        self._check(name, mean, None if error is None else float(error), length, items[-1][0])
         if 0 < config.clip < length:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip, norm)
+            nn.utils.clip_grads_with_norm_(parameters, config.clip, norm)
         self.optimizer.step()
-        self.ema.update(dict(self.model.named_parameters()))
-        self._by_noise.add(by_noise)
-        self.step += 1
-        seconds = time.perf_counter() - start
-        return Record(self.step, mean, rate, length, self.step * config.batch, seconds, config.batch / seconds)
+        return mean, length, self.game.observe(name, means)
 
-    def _augmented(self, x: Tensor, label: Tensor | None, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mirrored items, and the conditions with some labels hidden."""
+    @contextmanager
+    def _only(self, player: str) -> Iterator[None]:
+        """Let nobody's parameters but one player's require gradients; those that were frozen stay so."""
+        others = [p for name, group in self._players.items() if name != player for p in group if p.requires_grad]
+        for parameter in others:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
+
+    def _augmented(self, x: Tensor, label: Tensor | None, noise: Noise) -> tuple[Tensor, Tensor | None]:
+        """Mirrored items, and labels of which some are hidden."""
         n, config = len(x), self.config
         if config.flip:
             mirrored = noise.at(_Draw.FLIP).uniform((n,), device=x.device) < config.flip
             x = torch.where(pad(mirrored, x), x.flip(-1), x)
-        if label is None or not self._takes_label:
-            return x, {}
+        if label is None or not self.game.classes:
+            return x, None
         hidden = noise.at(_Draw.LABEL).uniform((n,), device=x.device) < config.label_dropout
-        return x, {"label": label.masked_fill(hidden, -1)}
+        return x, label.masked_fill(hidden, -1)
 
     @contextmanager
     def _reseeded(self) -> Iterator[None]:
@@ -249,13 +285,13 @@ class Trainer:
             for generator, state in zip(generators, states):
                 generator.set_state(state)
 
-    def _synchronised(self, last: bool) -> AbstractContextManager[Any]:
+    def _synchronised(self, turn: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Exchange gradients between processes only in the last of the micro-batches."""
         if self._fsdp:
-            net: Any = self.model.net
-            net.set_requires_gradient_sync(last)
-        elif not last and isinstance(self._error, nn.parallel.DistributedDataParallel):
-            return self._error.no_sync()
+            network: Any = self.game.network
+            network.set_requires_gradient_sync(last)
+        elif not last and isinstance(turn, nn.parallel.DistributedDataParallel):
+            return turn.no_sync()
         return nullcontext()
 
     def _check_items(self, n: int) -> None:
@@ -273,11 +309,11 @@ class Trainer:
                 f"flip mirrors images (C, H, W) left to right, and an item of shape {tuple(x.shape[1:])} is none; set flip=0"
             )
 
-    def _check(self, loss: float, error: float, norm: float, x: Tensor) -> None:
+    def _check(self, player: str, loss: float, error: float | None, norm: float, x: Tensor) -> None:
         """Stop a run that went astray, with all that is known about it."""
         finite = math.isfinite(loss) and math.isfinite(norm)
         before = self._watch.mean
-        if finite and not self._watch.add(error):
+        if finite and (error is None or not self._watch.add(error)):
             return
         largest = float(x.abs().max())
         if not largest <= _LARGEST:
@@ -287,7 +323,8 @@ class Trainer:
             if self._bf16 and not finite:
                 cause += ", or bf16 is too coarse for this network (precision='fp32' tells)"
         raise DivergedError(
-            f"training diverged at step {self.step + 1}: loss {loss:.4g}, gradient norm {norm:.4g}"
+            f"training diverged at step {self.step + 1}: {f'{player}, ' if len(self._players) > 1 else ''}"
+            f"loss {loss:.4g}, gradient norm {norm:.4g}"
             + (f", mean error {before:.4g} before" if before is not None else "")
             + f"; likely cause: {cause}; last good checkpoint: {self.last_checkpoint or 'none was saved'}",
             step=self.step + 1,
@@ -296,11 +333,17 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- what came out
 
     def loss_by_noise(self) -> NoiseProfile:
-        """The running mean of the unweighted error by log-SNR."""
-        return self._by_noise.read()
+        """The running mean of the unweighted error by log-SNR.
+
+        Raises:
+            ValueError: what is trained is no denoiser.
+        """
+        if not isinstance(self.game, Denoising):
+            raise ValueError(f"{type(self.game).__name__} has no error by noise level; that is for denoisers")
+        return self.game.by_noise.read()
 
     @contextmanager
-    def averaged(self, index: int = 0) -> Iterator[Preconditioned]:
+    def averaged(self, index: int = 0) -> Iterator[Any]:
         """The model in evaluation mode with its averaged weights, to sample from between two updates.
 
         Args:
@@ -308,7 +351,7 @@ class Trainer:
 
         Cost: three copies of the weights on the way in and on the way out.
         """
-        parameters = dict(self.model.named_parameters()) if self.config.ema else {}
+        parameters = self.game.averaged() if self.config.ema else {}
         training = self.model.training
         if parameters:
             self.ema.swap(parameters, index)
@@ -336,18 +379,10 @@ class Trainer:
             raise ValueError(f"keep={keep} would delete the checkpoint at once; keep at least 1")
         folder = Path(folder)
         path = folder / f"step_{self.step:08d}"
-        parameters = dict(self.model.named_parameters())
         if self.world.main or self._fsdp:
-            weights = gather(self.model.state_dict().items())
-            files: dict[str, checkpoint.Content] = {
-                "config.json": self._description,
-                "model.safetensors": weights,
-                "optimizer.safetensors": gather(self._moments(parameters)),
-                "state.json": self._state(),
-            }
-            for index, average in enumerate(self.ema.averages):
-                files[checkpoint.average_name(index)] = {**weights, **gather(average.items())}
+            tensors = snapshot(self.model, self.optimizer, self.ema)
         if self.world.main:
+            files = {"config.json": self._description, "state.json": self._state(), **tensors}
             checkpoint.write_folder(path, files)
             checkpoint.prune(folder, keep)
         self.world.barrier()
@@ -375,11 +410,6 @@ class Trainer:
                 checkpoint.remove(damaged)
         return path
 
-    def _moments(self, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in parameters.items():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"{key}/{name}", value
-
     def _stream(self) -> dict[str, Any]:
         """What must be equal for a run to be the same run."""
         config = self.config
@@ -390,8 +420,8 @@ class Trainer:
             "step": self.step,
             "stream": self._stream(),
             "watch": self._watch.state(),
-            "loss_by_noise": self._by_noise.totals.tolist(),
             "config": asdict(self.config),
+            **self.game.memory(),
         }
 
     def _restore(self, path: Path) -> Path:
@@ -402,44 +432,9 @@ class Trainer:
                 raise ValueError(
                     f"{path} was trained with {key}={state['stream'][key]}, not {here}; it cannot be resumed so"
                 )
-        parameters = dict(self.model.named_parameters())
-        targets = dict(self.model.state_dict())
-        weights = checkpoint.read_tensors(path / "model.safetensors")
-        here, there = ({name: tuple(v.shape) for name, v in side.items()} for side in (targets, weights))
-        if differ := sorted(set(here.items()) ^ set(there.items())):
-            name = differ[0][0]
-            raise ValueError(
-                f"{path} holds the weights of another network: {name} is {there.get(name, 'absent')} there and "
-                f"{here.get(name, 'absent')} here; resume with the settings of that run or start a new folder"
-            )
-        for name, value in weights.items():
-            scatter(value, targets[name])
-        for index, average in enumerate(self.ema.averages):
-            values = checkpoint.read_tensors(path / checkpoint.average_name(index))
-            for name, target in average.items():
-                scatter(values[name], target)
-        self.optimizer.state.clear()
-        for entry, value in checkpoint.read_tensors(path / "optimizer.safetensors").items():
-            key, name = entry.split("/", 1)
-            parameter = parameters[name]
-            target = torch.zeros_like(parameter if value.ndim else value, device=parameter.device)
-            scatter(value, target)
-            self.optimizer.state[parameter][key] = target
+        restore(path, self.model, self.optimizer, self.ema)
         self.step = self.ema.updates = state["step"]
         self._watch.restore(state["watch"])
-        self._by_noise.totals = torch.tensor(state["loss_by_noise"], dtype=torch.float64)
+        self.game.recall(state)
         self.last_checkpoint = path
         return path
-
-
-def _law(entry: str) -> TimeLaw:
-    """A law of training times by its entry in a configuration, ``name`` or ``name:arguments``."""
-    name, numbers = parse_entry(entry)
-    law = lookup("law of times", name, TIMES)()
-    names = [field.name for field in fields(law) if field.name != "low_discrepancy"]
-    if len(numbers) > len(names):
-        raise ValueError(
-            f"the law of times {name!r} takes {len(names)} arguments ({', '.join(names)}), not {len(numbers)}"
-        )
-    values: dict[str, Any] = dict(zip(names, numbers))
-    return replace(law, **values)
