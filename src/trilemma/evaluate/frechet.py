@@ -1,22 +1,31 @@
-"""The Frechet distance between two Gaussians, squared: what FID is, whatever the features.
+"""The Frechet distance between two Gaussians, squared: what FID is, whatever the features; its bias and its interval.
 
 (1)  d^2 = |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr (C1^(1/2) C2 C1^(1/2))^(1/2)
 (2)  tr (C1^(1/2) C2 C1^(1/2))^(1/2) = sum of the singular values of C1^(1/2) C2^(1/2)
+(3)                                  = sum of the roots of the eigenvalues of L^T C2 L, with C1 = L L^T
+(4)  T = L^-T (L^T C2 L)^(1/2) L^-1, the symmetric map that takes C1 to C2; its inverse takes C2 to C1
+(5)  what one more vector x of the first set adds to N d^2, its influence:
+     2 (m1 - m2).(x - m1) + (x - m1)^T (I - T) (x - m1) - tr((I - T) C1);   of the second set: with T^-1 for T
+(6)  from N vectors d^2 is too large by c/N + c'/N^2 + ...: of N, N/2 and N/4 vectors,
+     d^2_infinity = (8 d^2_N - 6 d^2_(N/2) + d^2_(N/4)) / 3
+(7)  variance = sum of influences^2 / N^2, both sets, less the spread over random halvings given the data
 """
 
 import torch
 from torch import Tensor
 
+from .estimate import Estimate, of_variance
 from .moments import Moments
+from .rows import checked
 
-__all__ = ["frechet_distance"]
+__all__ = ["frechet_distance", "frechet_estimates"]
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """The squared 2-Wasserstein distance between the Gaussians with these moments, equation (1).
 
-    The trace of the root is taken from the singular values (2) of a product of symmetric roots: real by construction,
-    never negative, and exact for singular covariances, where a general matrix root fails.
+    The trace of the root is real and never negative by construction: from (3) where the covariances are regular, and
+    otherwise from the singular values (2) of a product of symmetric roots, where a general matrix root fails.
 
     Args:
         a: moments of one set of features.
@@ -31,6 +40,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     Cost: O(D^3), no model call.
 
+    Error: 1e-9 of the largest variance for each of the D terms of (3); rounding for (2).
+
     Source: Dowson and Landau 1982, "The Frechet distance between multivariate normal distributions", equation (4);
     Heusel et al. 2017, arXiv 1706.08500, equation (6).
 
@@ -41,9 +52,84 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features have lengths {len(a.mean)} and {len(b.mean)}; both need the same classifier")
     first, second = a.covariance, b.covariance
-    overlap = torch.linalg.svdvals(_root(first) @ _root(second)).sum()  # (2)
-    squared = (a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * overlap
+    squared = (a.mean - b.mean).square().sum() + first.trace() + second.trace() - 2 * _overlap(first, second)
     return max(0.0, float(squared))
+
+
+def frechet_estimates(
+    samples: Tensor, reference: Tensor, *, halvings: int = 8, seed: int = 0, confidence: float = 0.95
+) -> tuple[Estimate, Estimate]:
+    """The Frechet distance of two sets of features as published, and its extrapolation to infinitely many, (6).
+
+    Both have the same interval, that of the value at large N; the published figure is too large and often lies above it.
+
+    Args:
+        samples: ``(N, D)`` features.
+        reference: ``(M, D)`` features.
+        halvings: random halvings (and quarterings) that the extrapolation is averaged over.
+        seed: of the halvings.
+        confidence: of the interval.
+
+    Returns:
+        The distance of N and M vectors, and the distance at infinity, which may be a little below 0 where it is 0.
+
+    Raises:
+        ValueError: fewer than 16 vectors in a set, lengths differ, or a value is not finite.
+
+    Cost: 6 ``halvings`` + 3 matrix decompositions, O(D^3) each; memory O(D^2), whatever N.
+
+    Differs: the paper fits a line in 1/N to 15 sizes with samples from a Sobol sequence; here sizes halve, the term in
+    1/N^2 is removed as well, and every vector is used at every size.
+
+    Source: Chong and Forsyth 2020, arXiv 1911.07023, section 4; (5): Bickel, Goetze and van Zwet 1997 (jackknife);
+    derivative of (1): Takatsu 2011, Osaka J. Math. 48, 1005.
+
+    >>> z = torch.randn(400, 4, generator=torch.Generator().manual_seed(0)).split(200)
+    >>> fid, infinity = frechet_estimates(*z)
+    >>> fid.value > infinity.value, fid.low <= 0 <= fid.high
+    (True, True)
+    """
+    x, y = checked(samples, least=16), checked(reference, least=16, name="references")
+    a, b = _moments(x), _moments(y)
+    value = frechet_distance(a, b)
+    draw = torch.Generator().manual_seed(seed)
+    half, quarter = torch.empty(halvings, dtype=torch.float64), torch.empty(halvings, dtype=torch.float64)
+    for r in range(halvings):
+        ours, theirs = ([_moments(f[i]) for i in _quarters(len(f), draw)] for f in (x, y))
+        quarter[r] = sum(frechet_distance(p, q) for p, q in zip(ours, theirs)) / 4
+        half[r] = sum(frechet_distance(ours[i] + ours[i + 1], theirs[i] + theirs[i + 1]) for i in (0, 2)) / 2
+    infinity = float(8 * value - 6 * half.mean() + quarter.mean()) / 3  # (6)
+    least = min(len(x), len(y))
+    spread = float(half.var())
+    variance = (
+        max(_influence_variance(x, y, a, b) - spread, spread) + float((6 * half - quarter).var()) / 9 / halvings
+    )  # (7)
+    rank = int(torch.linalg.matrix_rank(a.covariance + b.covariance, hermitian=True))
+    note = (
+        ""
+        if least > 4 * rank
+        else (
+            f"{least} vectors are few for features of rank {rank}: the distance is mostly bias"
+            if least <= rank
+            else f"{least} vectors are fewer than four times the rank {rank} of the features: the interval is rough"
+        )
+    )
+    method = "influence functions and random halvings; covers the value at large N"
+    settings = {"n": least, "method": method, "confidence": confidence, "note": note}
+    return (
+        of_variance(value, variance, centre=infinity, least=0.0, **settings),  # type: ignore[arg-type]
+        of_variance(infinity, variance, **settings),  # type: ignore[arg-type]
+    )
+
+
+def _overlap(first: Tensor, second: Tensor) -> Tensor:
+    """(3), or (2) where rounding would show in the roots of small eigenvalues."""
+    factor, failed = torch.linalg.cholesky_ex(first)
+    if not bool(failed):
+        values = torch.linalg.eigvalsh(factor.T @ second @ factor)
+        if values[0] > 1e-12 * values[-1]:
+            return values.sqrt().sum()
+    return torch.linalg.svdvals(_root(first) @ _root(second)).sum()
 
 
 def _root(covariance: Tensor) -> Tensor:
@@ -51,3 +137,40 @@ def _root(covariance: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(covariance)
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
     return (vectors * torch.where(values > rounding, values, 0).sqrt()) @ vectors.T
+
+
+def _moments(features: Tensor) -> Moments:
+    """Moments of many rows, of which few are in float64 at once."""
+    parts = [Moments.of(part) for part in features.split(4096)]
+    return sum(parts[1:], parts[0])
+
+
+def _quarters(n: int, draw: torch.Generator) -> list[Tensor]:
+    """The indices of four random parts that together are all."""
+    return list(torch.randperm(n, generator=draw).tensor_split(4))
+
+
+def _influence_variance(x: Tensor, y: Tensor, a: Moments, b: Moments) -> float:
+    """Squared influences (5) over the squared number, summed over both sets."""
+    ridge = 1e-10 * (a.covariance.trace() + b.covariance.trace()) / len(a.mean) * torch.eye(len(a.mean)).double()
+    first, second = a.covariance + ridge, b.covariance + ridge
+    factor = torch.linalg.cholesky(first)
+    values, vectors = torch.linalg.eigh(factor.T @ second @ factor)
+    roots = values.clamp(min=values[-1] * 1e-20).sqrt()
+    lifted = factor @ vectors
+    dropped = torch.linalg.solve_triangular(factor.T, vectors, upper=True)
+    there, back = (dropped * roots) @ dropped.T, (lifted / roots) @ lifted.T  # (4) and its inverse
+    shift = a.mean - b.mean
+    return _squares(x, a, shift, there) + _squares(y, b, -shift, back)
+
+
+def _squares(x: Tensor, own: Moments, shift: Tensor, transport: Tensor) -> float:
+    """Those of one set."""
+    total = 0.0
+    weight = torch.eye(len(own.mean), dtype=torch.float64) - transport
+    middle = (weight * own.scatter).sum() / own.n
+    for part in x.split(4096):
+        d = part.double() - own.mean
+        influence = 2 * d @ shift + ((d @ weight) * d).sum(1) - middle  # (5)
+        total += float(influence.square().sum())
+    return total / own.n**2
