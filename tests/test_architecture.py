@@ -47,7 +47,7 @@ NEVER = set(
     ["torchvision", "torchaudio", "torchmetrics", "torch_fidelity", "lpips", "deepinv", "diffusers", "cleanfid"]
 )
 OPTIONAL = set(
-    ["PIL", "sklearn", "scipy", "matplotlib", "datasets", "tensorboard", "huggingface_hub", "gradio", "soundfile"]
+    "PIL sklearn scipy matplotlib datasets tensorboard huggingface_hub gradio soundfile transformers".split()
 )
 
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,17 +1,22 @@
-"""Features of images that need no download: the last layer of a small classifier trained on the user's own labels.
+"""What looks at images, and what it sees: extractors, their features, and a small classifier trained on the user's labels.
 
-Distances between such features compare runs on the same data and the same classifier; they are not comparable with
-figures from other features, Inception's among them.
+An extractor sees 8-bit pixels, whatever the images came as, so that samples and real images are rounded alike:
+
+(1)  bytes = round(127.5 (x + 1)) clipped to [0, 255],  for x in model units
+
+Distances between features compare images seen by the same extractor, to the last weight; they are not comparable with figures
+from other features.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Classifier", "Reading", "train_classifier"]
+__all__ = ["Classifier", "Extractor", "Reading", "to_bytes", "train_classifier"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,71 @@ class Reading:
         if self.logits is None:
             raise ValueError("these features come from no classifier, so there are no predictions; use a classifier")
         return self.logits.argmax(1)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images as uint8, by (1); uint8 passes as it is.
+
+    Args:
+        images: ``(N, C, H, W)``, uint8 or floating in model units.
+
+    Raises:
+        ValueError: another shape or type, or a value that is not finite.
+
+    >>> to_bytes(torch.tensor([-1.0, 0.0, 2.0]).reshape(1, 1, 1, 3)).flatten().tolist()
+    [0, 128, 255]
+    """
+    if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(
+            f"images must be (N, C, H, W), uint8 or in model units; got {images.dtype}, {tuple(images.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        return images
+    if not bool(images.isfinite().all()):
+        raise ValueError("an image has a NaN or infinity, so it has no features; leave it out")
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A way to see images, with all that a figure must say of it.
+
+    Args:
+        name: in `EXTRACTORS`, with what sets it apart.
+        checksum: sha256 of its weights, in hexadecimal.
+        resize: how bytes become its input.
+        see: ``(n, C, H, W)`` uint8 on ``device`` -> features ``(n, D)`` and logits ``(n, classes)`` or ``None``.
+        device: where it computes.
+    """
+
+    name: str
+    checksum: str
+    resize: str
+    see: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    device: torch.device | str = "cpu"
+
+    @torch.no_grad()
+    def read(self, images: Tensor, *, batch: int = 64) -> Reading:
+        """Features of many images, float32, on the CPU.
+
+        Args:
+            images: ``(N, C, H, W)``, uint8 or in model units, N >= 1.
+            batch: images at once; what is kept of an image does not depend on the others.
+
+        Raises:
+            ValueError: no images, or one that has no pixels by `to_bytes`.
+
+        >>> mean = Extractor("mean", "none", "none", lambda x: (x.float().mean((2, 3)), None))
+        >>> mean.read(torch.zeros(2, 1, 4, 4)).features
+        tensor([[128.],
+                [128.]])
+        """
+        if len(images) == 0:
+            raise ValueError("there are no images to read")
+        seen = [self.see(to_bytes(part).to(self.device)) for part in images.split(batch)]
+        features = torch.cat([part.float().cpu() for part, _ in seen])
+        logits = [part.float().cpu() for _, part in seen if part is not None]
+        return Reading(features, torch.cat(logits) if logits else None)
 
 
 class Classifier(nn.Module):
