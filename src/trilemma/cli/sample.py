@@ -88,7 +88,7 @@ def run(settings: Sample) -> int:
     model, denoiser, info, labels = open_model(settings, settings.n)
     names = [] if labels is None else info["class_names"]
     device = next(model.parameters()).device
-    grid, rule = _way(settings, model)
+    grid, rule = way(settings, model)
     calls = Calls(model.net)
     parts: list[Tensor] = []
     start = time.perf_counter()
@@ -174,7 +174,7 @@ def open_model(settings: "Sample | Tune", n: int) -> "tuple[Preconditioned, Deno
     return model, model if settings.guidance == 1 else CFG(model, settings.guidance), info, labels
 
 
-def _way(settings: Sample, model: "Preconditioned") -> "tuple[Tensor, Rule]":
+def way(settings: Sample, model: "Preconditioned") -> "tuple[Tensor, Rule]":
     """The times and the rule; those in the angle for the model's own ``sigma_data``, as in `trilemma.sample`."""
     from ..process import GRIDS
     from ..process.grid import angular_grid
