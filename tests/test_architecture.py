@@ -47,8 +47,8 @@ NEVER = set(
     ["torchvision", "torchaudio", "torchmetrics", "torch_fidelity", "lpips", "deepinv", "diffusers", "cleanfid"]
 )
 OPTIONAL = set(
-    "PIL sklearn scipy matplotlib datasets tensorboard huggingface_hub gradio soundfile transformers".split()
-)
+    ["PIL", "sklearn", "scipy", "matplotlib", "datasets", "tensorboard", "huggingface_hub", "gradio", "soundfile"]
+) | {"transformers"}
 
 FILES = sorted(ROOT.rglob("*.py"))
 
