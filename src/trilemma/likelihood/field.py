@@ -1,21 +1,22 @@
 """The probability flow with its divergence, in the angle between data and noise.
 
-With d the standard deviation of the data, theta = atan(sigma / (alpha d)), r = sqrt(alpha^2 d^2 + sigma^2) and y = x_t / r,
+With d the standard deviation of the data, theta = atan(sigma / (alpha d)), r = sqrt(alpha^2 d^2 + sigma^2) and y =
+x_t / r,
 
     dy/dtheta = v = (cos(theta) y - E[x | x_t] / d) / sin(theta),                                            (1)
     dv/dy = (cos(theta) I - (r / d) dE[x | x_t]/dx_t) / sin(theta),                                          (2)
     grad log p(y) = -y - v / tan(theta).                                                                     (3)
 
-For data N(0, d^2) all of it is 0, so v and its divergence are only what the data differ from that: the Gaussian part is taken out
-exactly, before any estimate. (3) is Tweedie's formula. For exact denoisers v = O(theta) at the data; for a network it is finite.
+For data N(0, d^2) all of it is 0, so v and its divergence are only what the data differ from that: the Gaussian part
+is taken out exactly, before any estimate. (3) is Tweedie's formula. For exact denoisers v = O(theta) at the data; for
+a network it is finite.
 
-Sources: Song et al. 2021 (arXiv:2011.13456), appendix D.2, for the likelihood by the flow; Karras et al. 2022 (arXiv:2206.00364)
-and Lu and Song 2025 (arXiv:2410.11081) for the coordinates.
+Sources: Song et al. 2021 (arXiv:2011.13456), appendix D.2, for the likelihood by the flow; Karras et al. 2022
+(arXiv:2206.00364) and Lu and Song 2025 (arXiv:2410.11081) for the coordinates.
 """
 
 from __future__ import annotations
 
-import math
 from itertools import chain
 
 import torch
@@ -63,13 +64,8 @@ class Field:
         self.start = float(angle(denoiser.process, 0 * one, scale))
         self.end = float(angle(denoiser.process, one, scale))
 
-    def mean(self, x_t: Tensor, t: Tensor, items: Tensor) -> Tensor:
-        """E[x | x_t] of some items, in the type of the denoiser."""
-        self.calls[items] += 1
-        return self.denoiser(x_t, t, **{key: value[items] for key, value in self.cond.items()}).mean
-
     def __call__(self, theta: Tensor, y: Tensor, items: Tensor, index: int = 0) -> tuple[Tensor, Tensor]:
-        """V, shape ``(b, ...)``, and samples of its divergence, ``(b, S)``, both float64.
+        """v, shape ``(b, ...)``, and samples of its divergence, ``(b, S)``, both float64.
 
         Args:
             theta: angles above 0, float64, shape ``(b,)``.
@@ -80,16 +76,14 @@ class Field:
         Raises:
             ValueError: the answer of the denoiser has no derivative.
         """
-        process = self.denoiser.process
-        t = torch.where(theta >= self.end, 1.0, time_at_angle(process, theta, self.scale)).to(theta)
-        r, sin, cos = (pad(c, y) for c in (norm_at(process, t, self.scale), theta.sin(), theta.cos()))
+        r, sin, cos, t = self._curves(theta, y)
         with torch.enable_grad():
             x_t = (y * r).to(self.dtype).requires_grad_()
-            mean = self.mean(x_t, t, items)
+            mean = self._mean(x_t, t, items)
             if not mean.requires_grad:
                 raise ValueError(
-                    "the answer of the denoiser has no derivative with respect to x_t; a likelihood needs one that runs "
-                    "without torch.no_grad, torch.inference_mode or .detach()"
+                    "the answer of the denoiser has no derivative with respect to x_t; a likelihood needs one "
+                    "that runs without torch.no_grad, torch.inference_mode or .detach()"
                 )
 
             def product(vectors: Tensor) -> Tensor:  # (2), transposed, times vectors of shape (P, b, ...)
@@ -98,16 +92,29 @@ class Field:
                 return (cos * vectors - rows * (r / self.scale)) / sin
 
             divergence = self.trace(product, y, items, index)
-        # the state that the denoiser saw, so that rounding does not pass for a difference that sin makes large
+        # of the state that the denoiser saw: sin would enlarge the difference to y, which is rounding
         seen = x_t.detach().double() / r
         return (cos * seen - mean.detach().double() / self.scale) / sin, divergence.detach()
+
+    @torch.no_grad()
+    def flow(self, theta: Tensor, y: Tensor, items: Tensor) -> Tensor:
+        """V alone."""
+        r, sin, cos, t = self._curves(theta, y)
+        x_t = (y * r).to(self.dtype)
+        return (cos * (x_t.double() / r) - self._mean(x_t, t, items).double() / self.scale) / sin
+
+    def _curves(self, theta: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """r, sin(theta) and cos(theta), to be multiplied with ``y``, and the time."""
+        process = self.denoiser.process
+        t = torch.where(theta >= self.end, 1.0, time_at_angle(process, theta, self.scale)).to(theta)
+        r, sin, cos = (pad(c, y) for c in (norm_at(process, t, self.scale), theta.sin(), theta.cos()))
+        return r, sin, cos, t
+
+    def _mean(self, x_t: Tensor, t: Tensor, items: Tensor) -> Tensor:
+        self.calls[items] += 1
+        return self.denoiser(x_t, t, **{key: value[items] for key, value in self.cond.items()}).mean
 
     @staticmethod
     def score(theta: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """(3), shape ``(b, ...)``."""
         return -y - v / pad(theta.tan(), y)
-
-    @property
-    def tiny(self) -> float:
-        """Below this angle (1) is rounding."""
-        return math.sqrt(torch.finfo(self.dtype).eps)

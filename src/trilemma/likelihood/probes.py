@@ -1,7 +1,7 @@
 """Estimators of the divergence along a path: what they sample, and which of them may change their probes on the way.
 
-At one point of the path an estimator gives S samples of the trace whose mean over S is the estimate. The integrals of the samples
-are kept apart, so that their spread gives the standard error of the whole integral:
+At one point of the path an estimator gives S samples of the trace whose mean over S is the estimate. The integrals of
+the samples are kept apart, so that their spread gives the standard error of the whole integral:
 
     exact        S = 1, by all unit vectors
     hutchinson   v_s^T J v_s, with signs v_s that stay the same along the path
@@ -9,8 +9,9 @@ are kept apart, so that their spread gives the standard error of the whole integ
     fresh        v_s^T J v_s, with new signs at every evaluation
     orthogonal   v_s^T J v_s, with one row after another of randomised Hadamard matrices, one matrix a sample
 
-Solvers that choose their steps compare evaluations with each other, so they need a field that stays the same. On a fixed grid the
-errors of independent probes average out along the path; those of orthogonal rows cancel besides as far as J stays the same.
+Solvers that choose their steps compare evaluations with each other, so they need a field that stays the same. On a
+fixed grid the errors of independent probes average out along the path; those of orthogonal rows cancel besides as far
+as J stays the same.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from ..numerics.trace import Product, exact_trace, hadamard, hutchpp, quadratic_
 __all__ = ["CHANGING", "TRACES", "Estimator", "estimator"]
 
 Estimator = Callable[[Product, Tensor, Tensor, int], Tensor]
-"""Products at a point, its state (for the shape), the items' numbers, and the number of the evaluation, to samples (b, S)."""
+"""Products at a point, its state (for the shape), the items' numbers, and the number of the evaluation, to samples
+(b, S)."""
 
 
 def _exact(_: Noise, probes: int) -> Estimator:
@@ -35,25 +37,25 @@ def _exact(_: Noise, probes: int) -> Estimator:
 
 
 def _hutchinson(noise: Noise, probes: int) -> Estimator:
-    return lambda product, y, items, index: quadratic_forms(product, signs(noise[items], probes, y)).T
+    return lambda product, y, items, index: quadratic_forms(product, signs(noise[items.cpu()], probes, y)).T
 
 
 def _hutchpp(noise: Noise, probes: int) -> Estimator:
     def samples(product: Product, y: Tensor, items: Tensor, index: int) -> Tensor:
         width = min(probes, y[0].numel())
-        sketch = signs(noise.at(0)[items], width, y)
-        return hutchpp(product, sketch, signs(noise.at(1)[items], probes, y)).T
+        sketch = signs(noise.at(0)[items.cpu()], width, y)
+        return hutchpp(product, sketch, signs(noise.at(1)[items.cpu()], probes, y)).T
 
     return samples
 
 
 def _fresh(noise: Noise, probes: int) -> Estimator:
-    return lambda product, y, items, index: quadratic_forms(product, signs(noise.at(index)[items], probes, y)).T
+    return lambda product, y, items, index: quadratic_forms(product, signs(noise.at(index)[items.cpu()], probes, y)).T
 
 
 def _orthogonal(noise: Noise, probes: int) -> Estimator:
     def samples(product: Product, y: Tensor, items: Tensor, index: int) -> Tensor:
-        rows = [hadamard(noise.at(p)[items], index, y) for p in range(probes)]
+        rows = [hadamard(noise.at(p)[items.cpu()], index, y) for p in range(probes)]
         return quadratic_forms(product, torch.stack(rows)).T
 
     return samples

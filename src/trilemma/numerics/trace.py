@@ -5,13 +5,14 @@ Exact by one product a coordinate, or without bias from random probes of mean 0 
     tr J = E[v^T J v]                                                       (Hutchinson),                    (1)
     tr J = tr(Q^T J Q) + E[(P g)^T J P g],   P = I - Q Q^T, Q = qr(J^T S)   (Hutch++)                        (2)
 
-with S and g independent. The standard error over m probes is that of a mean: std(v_p^T J v_p) / sqrt(m), for (2) over the m
-probes g. (2) takes what J does on the span of Q exactly, which pays where few singular values are large.
+with S and g independent. The standard error over m probes is that of a mean: std(v_p^T J v_p) / sqrt(m), for (2) over
+the m probes g. (2) takes what J does on the span of Q exactly, which pays where few singular values are large.
 
-Signs (Rademacher) make the variance of (1) least, 2 sum_{i != j} S_ij^2 with S the symmetric part of J. The n rows of a Hadamard
-matrix with random signs are such probes, and because sum_k v_k v_k^T = n I, all of them together are exact.              (3)
+Signs (Rademacher) make the variance of (1) least, 2 sum_{i != j} S_ij^2 with S the symmetric part of J. The n rows of
+a Hadamard matrix with random signs are such probes, and because sum_k v_k v_k^T = n I, all of them are exact together. (3)
 
-Sources: Hutchinson 1990; Meyer et al. 2021 (arXiv:2010.09649), algorithm 1, here with tr J = tr J^T in place of products J v.
+Sources: Hutchinson 1990; Meyer et al. 2021 (arXiv:2010.09649), algorithm 1, here with tr J = tr J^T in place of
+products J v.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ import torch
 from torch import Tensor
 
 from .noise import Noise
-from .shapes import dot
 
 __all__ = ["divergence", "exact_trace", "hadamard", "hutchinson", "hutchpp", "quadratic_forms", "signs", "vjps"]
 
@@ -100,7 +100,8 @@ def signs(noise: Noise, count: int, like: Tensor) -> Tensor:
 
 
 def hadamard(noise: Noise, row: int, like: Tensor) -> Tensor:
-    """Probe number ``row`` of (3), shape ``(B, ...)``: the rows of a Hadamard matrix, in an order and with signs of each item.
+    """Probe number ``row`` of (3), shape ``(B, ...)``: the rows of a Hadamard matrix, in an order and with signs of
+    each item.
 
     The order of the matrix is the least power of two that an item's coordinates fit into; it repeats with new signs.
 
@@ -185,7 +186,8 @@ def hutchinson(
         law: ``"rademacher"`` (signs) or ``"gaussian"``.
 
     Returns:
-        ``f(x)``; the estimate, shape ``(B,)``; its standard error, shape ``(B,)`` (NaN for one probe, which shows no spread).
+        ``f(x)``; the estimate, shape ``(B,)``; its standard error, shape ``(B,)`` (NaN for one probe, which shows no
+        spread).
 
     Raises:
         ValueError: no probe is asked for, or the law is unknown.

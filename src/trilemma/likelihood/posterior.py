@@ -1,0 +1,116 @@
+"""A conditional model as a classifier: how likely each class makes an item, and by Bayes' rule the class itself.
+
+    log p(c | x) = log p(x | c) + log w_c - log sum_k w_k p(x | k)                                            (1)
+
+The classes share their probes, so most of the probes' error cancels in (1): what is left is stated.
+
+Sources: Li et al. 2023 (arXiv:2303.16203) and Clark and Jaini 2023 (arXiv:2303.15233), who take bounds for log p(x |
+c).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..denoise.denoiser import Denoiser
+from ..numerics.noise import Noise
+from .flow import Likelihood, log_likelihood
+
+__all__ = ["ClassPosterior", "class_posterior"]
+
+
+@dataclass(frozen=True)
+class ClassPosterior:
+    """The law of the class of every item.
+
+    Args:
+        log_prob: log p(c | x), shape ``(B, K)``; rows sum to one in probability.
+        stderr: standard error of it by the probes, shape ``(B, K)``; 0 for the exact trace, NaN for one probe.
+        likelihoods: of the items given each class, K of them.
+    """
+
+    log_prob: Tensor
+    stderr: Tensor
+    likelihoods: tuple[Likelihood, ...]
+
+    @property
+    def best(self) -> Tensor:
+        """Number of the most probable class in the list of classes, shape ``(B,)``."""
+        return self.log_prob.argmax(1)
+
+
+@torch.no_grad()
+def class_posterior(
+    denoiser: Denoiser,
+    x: Tensor,
+    classes: Sequence[int] | Tensor,
+    *,
+    key: str = "label",
+    weights: Sequence[float] | Tensor | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int | None = None,
+    trace: str = "exact",
+    probes: int = 1,
+    prior: Callable[[Tensor], Tensor] | None = None,
+    seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
+    cond: dict[str, Tensor] | None = None,
+    batch: int | None = None,
+) -> ClassPosterior:
+    """Equation (1) with log p(x | c) by :func:`log_likelihood`.
+
+    Args:
+        denoiser: a denoiser with the condition ``key``.
+        x: clean items, shape ``(B, ...)``.
+        classes: K values of the condition.
+        key: its name.
+        weights: prior weights w of the classes, positive, K of them; equal if not given.
+        rtol: as the following, for :func:`log_likelihood`.
+        atol: see there.
+        steps: see there.
+        trace: see there.
+        probes: see there.
+        prior: see there.
+        seeds: see there.
+        cond: other conditions.
+        batch: see there.
+
+    Raises:
+        ValueError: there are no classes, the weights do not fit, or what :func:`log_likelihood` refuses.
+
+    Cost:
+        K times that of :func:`log_likelihood`.
+    """
+    values = torch.as_tensor(classes)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"classes must be a list of values of {key!r}, got {classes!r}")
+    share = torch.ones(len(values)) if weights is None else torch.as_tensor(weights)
+    if share.shape != values.shape or not bool((share > 0).all()):
+        raise ValueError(f"weights must be {len(values)} positive numbers, one a class, got {share.tolist()}")
+    if cond and key in cond:
+        raise ValueError(f"cond must not hold {key!r}, whose values are the classes")
+    fixed = Noise(seeds, len(x)).seeds  # a generator gives all classes the same probes
+    each = tuple(
+        log_likelihood(
+            denoiser, x, rtol=rtol, atol=atol, steps=steps, trace=trace, probes=probes, prior=prior, seeds=fixed,
+            cond={**(cond or {}), key: value.expand(len(x))}, batch=batch,
+        )
+        for value in values
+    )  # fmt: skip
+    joint = (
+        torch.stack([one.samples for one in each], 1)
+        + (share.double() / share.sum()).log().to(each[0].samples.device)[:, None]
+    )
+    log_prob = joint.mean(2).log_softmax(1)
+    gap = joint - (log_prob.exp()[..., None] * joint).sum(1, keepdim=True)  # to first order, of every probe
+    count = gap.shape[2]
+    if trace == "exact":
+        stderr = torch.zeros_like(log_prob)
+    else:
+        stderr = gap.std(2) / math.sqrt(count) if count > 1 else torch.full_like(log_prob, torch.nan)
+    return ClassPosterior(log_prob, stderr, each)
