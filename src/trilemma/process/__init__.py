@@ -3,6 +3,7 @@
 from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
 from .gaussian import GaussianProcess, Shifted
 from .grid import GRIDS
+from .learned import Learned
 from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 from .registry import PROCESSES, process_from_config, process_from_entry, process_to_config
 from .times import TIMES, GeometricLevels, LogitNormal, LogNormalSigma, TimeLaw, Uniform
@@ -19,6 +20,7 @@ __all__ = [
     "FromBetas",
     "GaussianProcess",
     "GeometricLevels",
+    "Learned",
     "LogNormalSigma",
     "LogitNormal",
     "Shifted",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from .._names import lookup, unknown
 from .betas import FromBetas, cosine_betas, linear_betas, zero_terminal_snr
 from .gaussian import GaussianProcess, Shifted
+from .learned import Learned
 from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 
 __all__ = ["PROCESSES", "process_from_config", "process_from_entry", "process_to_config"]
@@ -25,6 +28,11 @@ def _iddpm() -> FromBetas:
     return FromBetas(cosine_betas())
 
 
+def _learned() -> Learned:
+    """A schedule before it is learned, log-SNR linear from 13 to -10; a fitted one is a file, ``schedule.json``."""
+    return Learned()
+
+
 def _ddpm_zero_snr() -> FromBetas:
     """DDPM's chain, stretched so that its last step leaves no signal."""
     return FromBetas(zero_terminal_snr(linear_betas()))
@@ -38,28 +46,36 @@ PROCESSES: dict[str, Callable[..., GaussianProcess]] = {
     "flow": Flow,
     "cosine": Cosine,
     "sigmoid": Sigmoid,
+    "learned": _learned,
     "ddpm": _ddpm,
     "iddpm": _iddpm,
     "ddpm_zero_snr": _ddpm_zero_snr,
 }
 """Every process by its name, with the published settings."""
 
-_CLASSES = {cls.__name__: cls for cls in (VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, FromBetas, Shifted)}
+_CLASSES = {cls.__name__: cls for cls in (VP, SubVP, VE, EDM, Flow, Cosine, Sigmoid, FromBetas, Shifted, Learned)}
 
 
 def process_from_entry(entry: str) -> GaussianProcess:
     """The process of an entry in a configuration, ``name`` or ``name:setting=number,setting=number``.
 
-    Every process has, besides its own settings, ``shift``, which is added to its log-SNR (:class:`Shifted`).
+    An entry that ends in ``.json`` is a file that holds what :func:`process_to_config` gives, such as a fitted schedule. Every
+    other has, besides its own settings, ``shift``, which is added to its log-SNR (:class:`Shifted`).
 
     Raises:
-        ValueError: the name or a setting is unknown (the nearest is named), or a value is no number or out of range.
+        ValueError: the name or a setting is unknown (the nearest is named), a value is no number or out of range, or the file
+            holds no process.
 
     >>> process_from_entry("vp:beta_max=10")
     VP(beta_min=0.1, beta_max=10.0)
     >>> process_from_entry("flow:shift=-1.4")
     Shifted(base=Flow(), shift=-1.4)
     """
+    if entry.endswith(".json"):
+        try:
+            return process_from_config(json.loads(Path(entry).read_text()))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{entry} does not hold a process: {error}") from None
     name, _, rest = entry.partition(":")
     make = lookup("process", name, PROCESSES)
     known = [*signature(make).parameters, "shift"]
