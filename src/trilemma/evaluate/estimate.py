@@ -11,9 +11,12 @@ A bias c/N of T_N doubles in the halves, so that it is removed by
 
 (2)  T_infinity = 2 T_N - B
 
-whose terms of first and second order in the data are those of T_N without the diagonal, and therefore those of B.
+whose terms of first and second order in the data are those of T_N without the diagonal, and therefore those of B. A
+statistic of near neighbours is defined at its N and has no such limit; its variance falls as 1/N, so that E (T_1 - T_2)^2 / 4
+is the variance of T_N itself.
 
-(3)  mean of n values: t quantile of n - 1 degrees of freedom times s / sqrt(n)
+(3)  T_infinity = (8 T_N - 6 B + C) / 3, with C the mean over quarters: without the bias c'/N^2 as well
+(4)  mean of n values: t quantile of n - 1 degrees of freedom times s / sqrt(n)
 """
 
 import math
@@ -27,7 +30,17 @@ from ..numerics.noise import Noise
 from .agreement import Proportion
 from .stamp import Stamp, require_same
 
-__all__ = ["Estimate", "compare", "halves", "of_halves", "of_mean", "of_proportion", "of_variance", "quantile"]
+__all__ = [
+    "Estimate",
+    "compare",
+    "halves",
+    "of_halves",
+    "of_mean",
+    "of_proportion",
+    "of_variance",
+    "quantile",
+    "shuffles",
+]
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ def of_variance(
 
 
 def of_mean(values: Tensor, *, confidence: float = 0.95, method: str = "t interval of a mean") -> Estimate:
-    """The mean of independent values, (3).
+    """The mean of independent values, (4).
 
     Args:
         values: ``(n,)``, n >= 2.
@@ -182,8 +195,16 @@ def halves(n: int, repeats: int, *, seed: int, stream: int = 0) -> Tensor:
     """
     if n < 4:
         raise ValueError(f"{n} items cannot be halved for an interval; give at least 4")
-    rank = Noise(seed, repeats).at(stream).uniform((repeats, n), dtype=torch.float64).argsort(1).argsort(1)
-    return rank < n // 2
+    return shuffles(n, repeats, seed=seed, stream=stream).argsort(1) < n // 2
+
+
+def shuffles(n: int, repeats: int, *, seed: int, stream: int = 0) -> Tensor:
+    """``(repeats, n)`` int64: random orders of ``n`` items; of which the first half makes that of `halves`.
+
+    >>> shuffles(5, 2, seed=0).sort(1).values.tolist()
+    [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
+    """
+    return Noise(seed, repeats).at(stream).uniform((repeats, n), dtype=torch.float64).argsort(1)
 
 
 def of_halves(
@@ -193,13 +214,14 @@ def of_halves(
     n: int,
     method: str,
     unbiased: bool,
+    quarters: Tensor | None = None,
     least: float = -math.inf,
     most: float = math.inf,
     confidence: float = 0.95,
     extra: float = 0.0,
     note: str = "",
 ) -> Estimate:
-    """An estimate from a statistic of random halves, equations (1) and (2).
+    """An estimate from a statistic of random halves, equations (1) to (3).
 
     Args:
         value: the statistic T_N of all items.
@@ -208,6 +230,7 @@ def of_halves(
         method: see `Estimate`.
         unbiased: remove the bias c/N, (2), for the value at large N; otherwise the interval covers the mean of T_N itself,
             for statistics that are defined at their N.
+        quarters: ``(R, 4)``, that of the quarters, two of each half, to remove a bias c'/N^2 as well, by (3).
         least: see `of_variance`.
         most: see `of_variance`.
         confidence: of the interval.
@@ -223,11 +246,16 @@ def of_halves(
     middle = parts.mean(1)
     within = float((parts[:, 0] - parts[:, 1]).square().mean()) / 4
     spread = float(middle.var())
-    variance = max(within - spread * (1 - 1 / repeats), spread * (1 / 2 + 1 / repeats))  # (1)
+    limit = 2 * value - middle  # (2)
+    if quarters is not None:
+        limit = (8 * value - 6 * middle + quarters.double().mean(1)) / 3  # (3)
+    variance = within
+    if unbiased:
+        variance = max(within - spread, spread / 2) + float(limit.var()) / repeats  # (1), and that R is finite
     return of_variance(
         value,
         variance + extra,
-        centre=2 * value - float(middle.mean()) if unbiased else None,  # (2)
+        centre=float(limit.mean()) if unbiased else None,
         n=n,
         method=method,
         degrees=repeats,

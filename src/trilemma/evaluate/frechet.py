@@ -14,7 +14,7 @@
 import torch
 from torch import Tensor
 
-from .estimate import Estimate, of_variance
+from .estimate import Estimate, of_variance, shuffles
 from .moments import Moments
 from .rows import checked
 
@@ -92,17 +92,17 @@ def frechet_estimates(
     x, y = checked(samples, least=16), checked(reference, least=16, name="references")
     a, b = _moments(x), _moments(y)
     value = frechet_distance(a, b)
-    draw = torch.Generator().manual_seed(seed)
+    orders = zip(*(shuffles(len(f), halvings, seed=seed, stream=i) for i, f in ((1, x), (2, y))))
     half, quarter = torch.empty(halvings, dtype=torch.float64), torch.empty(halvings, dtype=torch.float64)
-    for r in range(halvings):
-        ours, theirs = ([_moments(f[i]) for i in _quarters(len(f), draw)] for f in (x, y))
+    for r, order in enumerate(orders):
+        ours, theirs = ([_moments(f[i]) for i in shuffled.tensor_split(4)] for f, shuffled in zip((x, y), order))
         quarter[r] = sum(frechet_distance(p, q) for p, q in zip(ours, theirs)) / 4
         half[r] = sum(frechet_distance(ours[i] + ours[i + 1], theirs[i] + theirs[i + 1]) for i in (0, 2)) / 2
     infinity = float(8 * value - 6 * half.mean() + quarter.mean()) / 3  # (6)
     least = min(len(x), len(y))
     spread = float(half.var())
     variance = (
-        max(_influence_variance(x, y, a, b) - spread, spread) + float((6 * half - quarter).var()) / 9 / halvings
+        max(_influence_variance(x, y, a, b) - spread, spread / 2) + float((6 * half - quarter).var()) / 9 / halvings
     )  # (7)
     rank = int(torch.linalg.matrix_rank(a.covariance + b.covariance, hermitian=True))
     note = (
@@ -143,11 +143,6 @@ def _moments(features: Tensor) -> Moments:
     """Moments of many rows, of which few are in float64 at once."""
     parts = [Moments.of(part) for part in features.split(4096)]
     return sum(parts[1:], parts[0])
-
-
-def _quarters(n: int, draw: torch.Generator) -> list[Tensor]:
-    """The indices of four random parts that together are all."""
-    return list(torch.randperm(n, generator=draw).tensor_split(4))
 
 
 def _influence_variance(x: Tensor, y: Tensor, a: Moments, b: Moments) -> float:

@@ -11,11 +11,17 @@ from torch import Tensor
 
 from .agreement import class_agreement
 from .estimate import Estimate, of_proportion
+from .feature_likelihood import feature_likelihood_divergence
 from .features import Reading
 from .frechet import frechet_estimates
 from .inception_score import inception_score
+from .kernel import clip_distance, energy, gaussian, kernel_distance, median_bandwidth
+from .manifold import density_coverage, precision_recall
+from .memorisation import authenticity, nearer_than_held_out, share_copied
 from .rows import checked
+from .sliced import sliced_wasserstein
 from .stamp import Stamp
+from .vendi import vendi_score
 
 __all__ = ["DEFAULT", "METRICS", "Case", "Metric", "measure"]
 
@@ -54,7 +60,7 @@ class Metric:
 
     Args:
         family: computes it, and perhaps others, from a `Case`.
-        better: ``"higher"`` or ``"lower"``, or a value that it should be near.
+        better: ``"higher"``, ``"lower"`` or ``"near"`` some value, as in ``"near 0.5"``.
         says: one plain sentence for a reader who does not know it.
         needs: of ``"logits"``, ``"held_out"``, ``"asked"``.
         side: the corner of the trilemma that it speaks of: ``"quality"``, ``"coverage"``, ``"both"`` or ``"memory"``.
@@ -134,6 +140,62 @@ def _inception(case: Case) -> Mapping[str, Estimate]:
     return {"inception_score": inception_score(case.samples.logits)}
 
 
+def _kernel(case: Case) -> Mapping[str, Estimate]:
+    return {"kid": kernel_distance(case.samples.features, case.reference.features, seed=case.seed)}
+
+
+def _clip(case: Case) -> Mapping[str, Estimate]:
+    return {"cmmd": clip_distance(case.samples.features, case.reference.features, seed=case.seed)}
+
+
+def _median(case: Case) -> Mapping[str, Estimate]:
+    kernel = gaussian(median_bandwidth(case.reference.features))
+    return {"mmd": kernel_distance(case.samples.features, case.reference.features, kernel, seed=case.seed)}
+
+
+def _energy(case: Case) -> Mapping[str, Estimate]:
+    return {"energy": kernel_distance(case.samples.features, case.reference.features, energy, seed=case.seed)}
+
+
+def _sliced(case: Case) -> Mapping[str, Estimate]:
+    found = sliced_wasserstein(case.samples.features, case.reference.features, seed=case.seed)
+    return {"sliced_wasserstein": found}
+
+
+def _precision(case: Case) -> Mapping[str, Estimate]:
+    found = precision_recall(case.samples.features, case.reference.features, seed=case.seed)
+    return dict(zip(("precision", "recall"), found))
+
+
+def _density(case: Case) -> Mapping[str, Estimate]:
+    found = density_coverage(case.samples.features, case.reference.features, seed=case.seed)
+    return dict(zip(("density", "coverage"), found))
+
+
+def _vendi(case: Case) -> Mapping[str, Estimate]:
+    return {"vendi": vendi_score(case.samples.features, seed=case.seed)}
+
+
+def _authentic(case: Case) -> Mapping[str, Estimate]:
+    return {"authenticity": authenticity(case.samples.features, case.reference.features)}
+
+
+def _copies(case: Case) -> Mapping[str, Estimate]:
+    return {"copied": share_copied(case.samples.features, case.reference.features)}
+
+
+def _nearer(case: Case) -> Mapping[str, Estimate]:
+    assert case.held_out is not None
+    sets = (case.samples.features, case.reference.features, case.held_out.features)
+    return {"nearer_than_held_out": nearer_than_held_out(*sets)}
+
+
+def _likelihood(case: Case) -> Mapping[str, Estimate]:
+    assert case.held_out is not None
+    sets = (case.samples.features, case.reference.features, case.held_out.features)
+    return {"fld": feature_likelihood_divergence(*sets, seed=case.seed)}
+
+
 def _agreement(case: Case) -> Mapping[str, Estimate]:
     assert case.asked is not None
     return {"class_agreement": of_proportion(class_agreement(case.samples.predictions, case.asked))}
@@ -156,6 +218,87 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             ("logits",),
             "quality",
         ),
+        "kid": Metric(
+            _kernel,
+            "lower",
+            "Distance of all moments of the features up to the third; near 0, also below, for equal ones.",
+        ),
+        "precision": Metric(
+            _precision, "higher", "Share of samples that lie where real images are: are they realistic?", (), "quality"
+        ),
+        "recall": Metric(
+            _precision,
+            "higher",
+            "Share of real images that lie where samples are: is all there is made?",
+            (),
+            "coverage",
+        ),
+        "density": Metric(
+            _density,
+            "higher",
+            "How deep samples lie among real images; about 1 for equal ones, more where samples crowd.",
+            (),
+            "quality",
+        ),
+        "coverage": Metric(
+            _density,
+            "higher",
+            "Share of real images with a sample among their five nearest; about 0.97 for equal ones.",
+            (),
+            "coverage",
+        ),
+        "vendi": Metric(
+            _vendi,
+            "higher",
+            "How many different samples there are, in effect; compare it with that of real images.",
+            (),
+            "coverage",
+        ),
+        "sliced_wasserstein": Metric(
+            _sliced,
+            "lower",
+            "How far features have to be moved, squared, seen from random directions; 0 for equal ones.",
+        ),
+        "energy": Metric(
+            _energy,
+            "lower",
+            "How much farther samples are from real images than each from their own; 0 for equal ones.",
+        ),
+        "mmd": Metric(
+            _median,
+            "lower",
+            "Distance seen through a Gaussian window of the real images' median distance; 0 for equal ones.",
+        ),
+        "cmmd": Metric(
+            _clip, "lower", "Distance seen through a wide Gaussian window, meant for CLIP features; 0 for equal ones."
+        ),
+        "authenticity": Metric(
+            _authentic,
+            "near 0.5",
+            "Share of samples that are no nearer to a training image than other training images are; near 0 for copies.",
+            (),
+            "memory",
+        ),
+        "copied": Metric(
+            _copies,
+            "lower",
+            "Share of samples three times nearer to one training image than to any other.",
+            (),
+            "memory",
+        ),
+        "nearer_than_held_out": Metric(
+            _nearer,
+            "near 0.5",
+            "How often a sample is nearer to the training set than a new real image is; 0.5 without copying, 1 for copies.",
+            ("held_out",),
+            "memory",
+        ),
+        "fld": Metric(
+            _likelihood,
+            "lower",
+            "How badly samples explain new real images; 0 as well as training images do, above 100 for bad ones or copies.",
+            ("held_out",),
+        ),
         "class_agreement": Metric(
             _agreement,
             "higher",
@@ -165,4 +308,4 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
     }
 )
-DEFAULT: tuple[str, ...] = tuple(METRICS)
+DEFAULT: tuple[str, ...] = tuple(name for name in METRICS if name not in ("cmmd", "energy", "mmd"))
