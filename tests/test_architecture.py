@@ -36,10 +36,10 @@ BELOW["app"] = set(BELOW)
 ORDER = {
     "numerics": "shapes noise brownian tableau ode trace linear",
     "process": "gaussian named betas learned tokens grid registry times",
-    "denoise": "posterior targets denoiser exact guidance",
+    "denoise": "posterior targets denoiser variance exact guidance",
     "sampling": (
         "loop plan start angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep adaptive embedded "
-        "parallel sa stochastic langevin wrap hooks tokens registry pilots tune"
+        "parallel sa stochastic langevin wrap hooks tokens registry pilots refine tune"
     ),
 }
 
@@ -47,7 +47,7 @@ NEVER = set(
     ["torchvision", "torchaudio", "torchmetrics", "torch_fidelity", "lpips", "deepinv", "diffusers", "cleanfid"]
 )
 OPTIONAL = set(
-    ["PIL", "sklearn", "scipy", "matplotlib", "datasets", "tensorboard", "huggingface_hub", "gradio", "soundfile"]
+    ["PIL", "sklearn", "scipy", "matplotlib", "datasets", "tensorboard", "huggingface_hub", "gradio", "soundfile", "zuko"]
 ) | {"transformers"}
 
 FILES = sorted(ROOT.rglob("*.py"))

@@ -1,14 +1,16 @@
 """The best plan for a model and a number of calls: published rules, angular rules on a family of grids, and fitted weights.
 
-Pilot trajectories are solved finely once, which gives true ends x(0) and the states on the way. Every candidate then runs on the
-pilots with the model itself and is judged by the mean over the items of their root mean square error. (The mean counts the few
-items that end in another basin, but is not ruled by them alone as the root mean square over all items is.) Candidates:
+Pilot trajectories, chosen for what is hard (see ``sampling.pilots``), are solved finely once, which gives true ends x(0) and the
+states on the way. Every candidate then runs on the pilots with the model itself and is judged by the mean over the items of their
+root mean square error. (The mean counts the few items that end in another basin, but is not ruled by them alone as the root mean
+square over all items is.) Candidates:
 
 1. every deterministic rule of the registry of one call a step, on every grid; without those on eps where alpha(1) = 0, which
    cannot start there;
 2. ``angular`` of orders 2 to 5 on ``angular_grid`` with many spreads and centres;
 3. on the best grids so found, weights fitted to the model (see ``sampling.pilots``);
-4. small moves of the grid of the best, fitted again.
+4. small moves of the grid of the best, fitted again;
+5. all numbers of the best so far refined together (see ``sampling.refine``).
 
 Rounds of successive halving spend few pilots on bad candidates. The last few, and the best published one, are judged on pilots
 that had no part in any choice before; the best there is returned, so it is never worse there than the best published one.
@@ -22,7 +24,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -32,14 +33,16 @@ from ..numerics.noise import Noise
 from ..process.betas import FromBetas
 from ..process.gaussian import GaussianProcess
 from ..process.grid import GRIDS, angular_grid
-from .angle import angle, angular, time_at_angle
-from .pilots import Candidate, Pilots
+from .angle import angle, angular
+from .pilots import Candidate, Pilots, hard_pilots
 from .plan import Plan
+from .refine import refine
 from .registry import RULES
-from .start import begin
+from .start import begin, check
 
 __all__ = ["Candidate", "Tuned", "tune"]
 
+_CROWD = 8  # times as many items to choose the pilots from
 _SPREADS, _CENTRES = (0.4, 0.55, 0.7, 0.9), (-1.4, -0.9, -0.5, -0.1, 0.3)
 
 
@@ -112,27 +115,22 @@ def _angular(process: GaussianProcess, steps: int, sigma_data: float) -> list[Ca
         for centre in _CENTRES:
             ts = angular_grid(process, steps, sigma_data=sigma_data, spread=spread, centre=centre)
             for order in (2, 3, 4) if steps <= 12 else (3, 4, 5):
-                plan = angular(order, sigma_data=sigma_data)(process, ts)
-                found.append(Candidate(f"angular({order}), spread {spread:g}, centre {centre:g}", plan))
+                rule = angular(order, sigma_data=sigma_data)
+                weights = tuple(map(tuple, rule.weights(angle(process, ts, sigma_data).tolist())))
+                name = f"angular({order}), spread {spread:g}, centre {centre:g}"
+                found.append(Candidate(name, rule(process, ts), weights=weights))
     return found
 
 
 def _halve(pilots: Pilots, field: Sequence[Candidate], keep: int) -> list[Candidate]:
     """The best ``keep`` of the field by rounds on more and more pilots, best first."""
-    items, left = min(pilots.fit, max(4, 60 // field[0].plan.steps)), list(field)
+    steps, left = field[0].plan.steps, list(field)
+    items, enough = min(pilots.fit, max(3, 60 // steps)), min(pilots.fit, max(48, 2400 // steps))
     while True:
         left = sorted((pilots.judge(c, 0, items) for c in left), key=lambda c: c.error)
-        if items >= pilots.fit:
+        if items >= enough:
             return left[:keep]
-        left, items = left[: max(keep, math.ceil(len(left) / 5))], min(3 * items, pilots.fit)
-
-
-def _moved(ts: Tensor, process: GaussianProcess, sigma_data: float, mode: int, amount: float) -> Tensor:
-    """The grid with its inner levels log tan(theta) moved by a sine wave over the steps."""
-    theta, n = angle(process, ts[1:-1], sigma_data), len(ts) - 1
-    wave = torch.sin(torch.arange(1, n, dtype=torch.float64) * (math.pi * mode / n))
-    theta = torch.atan(theta.tan() * (amount * wave).exp())
-    return torch.cat([ts[:1], time_at_angle(process, theta, sigma_data), ts[-1:]])
+        left, items = left[: max(keep, math.ceil(len(left) / 5))], min(3 * items, enough)
 
 
 def _search(pilots: Pilots, start: Candidate, make: Callable[[Tensor], Candidate], budget: int) -> Candidate:
@@ -144,7 +142,9 @@ def _search(pilots: Pilots, start: Candidate, make: Callable[[Tensor], Candidate
             for amount in (size, -size):
                 if pilots.calls > budget:
                     return best
-                ts = _moved(best.plan.ts, pilots.process, pilots.sigma_data, mode, amount)
+                steps = best.plan.steps
+                wave = torch.sin(torch.arange(1, steps, dtype=torch.float64) * (math.pi * mode / steps))
+                ts = pilots.moved(best.plan.ts, amount * wave)
                 if bool((ts.diff() >= 0).any()):
                     continue
                 tried = make(ts)
@@ -178,8 +178,8 @@ def tune(
         seeds: of the pilots' noise.
         cond: conditions for the denoiser, one per pilot: draw them as they will be used.
         fine: steps of the reference solution, of fourth order.
-        budget: calls times items, those of the reference apart, after which the search for a better grid stops. The candidates
-            before it take about 2500 ``steps``, which are not cut short.
+        budget: calls times items, those for choosing and solving the pilots apart, after which the search for better numbers
+            stops. The candidates before it take about 2500 ``steps``, which are not cut short.
         batch: pilots in one call.
 
     Returns:
@@ -189,7 +189,7 @@ def tune(
         ValueError: fewer than 2 steps or 6 pilots, or seeds or conditions that do not fit.
 
     Cost:
-        ``fine`` n calls times items for the reference, and about ``budget``. Memory for 2 ``fine`` states of the fitting
+        ``fine + 152`` n calls times items for the pilots, and about ``budget``. Memory for 2 ``fine`` states of the fitting
         pilots (at most 1 GiB; fewer of them are fitted to if that is not enough).
 
     Error:
@@ -210,19 +210,28 @@ def tune(
     if fine < max(10, steps):
         raise ValueError(f"the reference needs more steps than the plan, got fine={fine} for {steps} steps")
     noise = Noise(seeds, shape[0]).at(-2)  # at -1 `sample` draws its start: pilots must not be what is sampled later
-    device = next(chain(denoiser.parameters(), denoiser.buffers()), torch.empty(0)).device
-    x = denoiser.process.prior(shape, noise, like=torch.empty(0, device=device))
-    pilots = Pilots(begin(denoiser, shape, 1.0, seeds=seeds, x=x, cond=cond), fine, batch)
-    budget += pilots.calls
-    process, sigma_data = pilots.process, pilots.sigma_data
+    device, cond = check(denoiser, shape, None, cond)
+    draws = [noise.at(k) for k in range(_CROWD + 1)]
+    x = torch.cat([denoiser.process.prior(shape, draw, like=torch.empty(0, device=device)) for draw in draws[:_CROWD]])
+    cond = {key: torch.cat([value] * _CROWD) for key, value in cond.items()}
+    crowd = begin(denoiser, x.shape, 1.0, seeds=0, x=x, cond=cond)
+    start, share = hard_pilots(crowd, shape[0], batch, float(draws[_CROWD][:1].uniform((1,))))
+    pilots = Pilots(start, fine, batch, share)
+    limit, process, sigma_data = pilots.calls + budget, pilots.process, pilots.sigma_data
     published = _halve(pilots, _published(process, steps), 2)
     family = _halve(pilots, _angular(process, steps, sigma_data), 4)
     default = angular(sigma_data=sigma_data)(process, angular_grid(process, steps, sigma_data=sigma_data))
-    finalists = [Candidate("the default", default), *family[:2]]
+    finalists = [*published, Candidate("the default", default), *family[:2]]
     grids = list({tuple(c.plan.ts.tolist()): c.plan.ts for c in (*family, *published)}.values())
-    fits = [(k, pilots.fitted(ts, k, f"fitted weights of {k} values")) for ts in grids[:3] for k in (3, 5)]
-    memory, best = min(fits, key=lambda fit: fit[1].error)
+    fits = [(k, pilots.fitted(ts, k, f"fitted weights of {k} values")) for ts in grids[:2] for k in (3, 5)]
+    memory, fitted = min(fits, key=lambda fit: fit[1].error)
     name = f"fitted weights of {memory} values, fitted grid"
-    finalists += [best, _search(pilots, best, lambda ts: pilots.fitted(ts, memory, name), budget)]
-    rows = sorted((pilots.judge(c, pilots.fit, shape[0]) for c in (*finalists, *published)), key=lambda c: c.error)
-    return Tuned(rows[0], next(c for c in rows if c.published), tuple(rows), pilots.calls)
+    moved = _search(
+        pilots, fitted, lambda ts: pilots.fitted(ts, memory, name), pilots.calls + (limit - pilots.calls) // 3
+    )
+    finalists += [fitted, moved]
+    for left, one in zip((2, 1), (moved, family[0])):
+        finalists.append(refine(pilots, one, (limit - pilots.calls) // left, f"{one.name}, refined"))
+    once = [c for i, c in enumerate(finalists) if not any(c.plan == other.plan for other in finalists[:i])]
+    rows = sorted((pilots.judge(c, pilots.fit, shape[0]) for c in once), key=lambda c: c.error)
+    return Tuned(rows[0], next(c for c in rows if c.published), tuple(rows), pilots.calls + 19 * len(x))
