@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from trilemma.numerics import trace
 from trilemma.numerics.noise import Noise
-from trilemma.numerics.trace import divergence, hutchinson
+from trilemma.numerics.trace import divergence, exact_trace, hadamard, hutchinson, hutchpp, vjps
 
 F64 = torch.float64
 
@@ -99,3 +100,72 @@ def test_mistakes_are_named():
         hutchinson(torch.tanh, rand(2, 2), Noise(0, 2), probes=0)
     with pytest.raises(ValueError, match="cauchy"):
         hutchinson(torch.tanh, rand(2, 2), Noise(0, 2), law="cauchy")
+
+
+class Stubborn(torch.autograd.Function):
+    """tanh whose derivative knows no batches."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        assert type(g) is torch.Tensor
+        assert g.untyped_storage().data_ptr()  # batched tensors have none: RuntimeError
+        return g * (1 - x.tanh() ** 2)
+
+
+@pytest.mark.parametrize("tanh", [torch.tanh, Stubborn.apply], ids=["batched", "one by one"])
+def test_products_are_those_of_the_dense_jacobian(tanh):
+    a, x, v = rand(6, 6), rand(3, 2, 3, seed=1).requires_grad_(), rand(4, 3, 2, 3, seed=2)
+    y = tanh(x.flatten(1) @ a.T).reshape(x.shape)
+    slope = 1 - torch.tanh(x.detach().flatten(1) @ a.T) ** 2
+    jacobian = slope[:, :, None] * a  # (3, 6, 6)
+    expected = torch.einsum("pbi,bij->pbj", v.flatten(2), jacobian).reshape(v.shape)
+    torch.testing.assert_close(vjps(y, x, v), expected)
+
+
+def test_the_exact_trace_does_not_depend_on_how_products_are_batched(monkeypatch):
+    a = rand(7, 7)
+    product = lambda v: v @ a
+    whole = exact_trace(product, torch.zeros(2, 7, dtype=F64))
+    monkeypatch.setattr(trace, "_CHUNK", 40)  # two vectors at a time, and one left over
+    torch.testing.assert_close(exact_trace(product, torch.zeros(2, 7, dtype=F64)), whole)
+    torch.testing.assert_close(whole, a.trace().expand(2))
+
+
+def test_all_rows_of_a_hadamard_matrix_are_exact():
+    """Five coordinates take a matrix of eight rows; the next eight are another one. A part of them is exact only on the diagonal."""
+    noise, like, a = Noise(3, 4), torch.zeros(4, 5, dtype=F64), rand(5, 5)
+    rows = torch.stack([hadamard(noise, k, like) for k in range(16)])
+    assert bool((rows.abs() == 1).all())
+    for part in (rows[:8], rows[8:]):
+        torch.testing.assert_close(torch.einsum("kbi,kbj->bij", part, part), 8 * torch.eye(5).to(F64).expand(4, 5, 5))
+    assert not torch.equal(rows[:8].sum(1), rows[8:].sum(1))
+    forms = torch.einsum("kbi,ij,kbj->kb", rows, a, rows)
+    assert float((forms[:3].mean(0) - a.trace()).abs().min()) > 1e-3
+    assert torch.equal(hadamard(noise[2:3], 6, like[:1])[0], rows[6, 2])  # an item alone
+
+
+def test_hadamard_rows_are_unbiased():
+    """One row, 4000 items; each off-diagonal mean within 4.9 / sqrt(n): false alarm 1e-5 over ten pairs."""
+    n = 4000
+    v = hadamard(Noise(0, n), 0, torch.zeros(n, 5, dtype=F64))
+    second = v.T @ v / n
+    assert float((second - torch.eye(5)).abs().max()) < 4.9 / math.sqrt(n)
+
+
+def test_hutchpp_takes_few_directions_exactly():
+    """A matrix of rank 3 by a sketch of 3; and without a bias for any other, |z| < 4.9 over 2000 items."""
+    low, n = rand(8, 3) @ rand(3, 8, seed=1), 2000
+    signs = lambda seed, k, items: trace.signs(Noise(seed, items), k, torch.zeros(items, 8, dtype=F64))
+    samples = hutchpp(lambda v: v @ low, signs(0, 3, 2), signs(1, 2, 2))
+    torch.testing.assert_close(samples, low.trace().expand(2, 2))
+    full = low + rand(8, 8, seed=5) / 3
+    mean = hutchpp(lambda v: v @ full, signs(2, 3, n), signs(3, 2, n)).mean(0)
+    plain = trace.quadratic_forms(lambda v: v @ full, signs(3, 2, n)).mean(0)
+    assert abs(float(mean.mean() - full.trace())) < 4.9 * float(mean.std()) / math.sqrt(n)
+    assert float(mean.std()) < 0.5 * float(plain.std())

@@ -116,5 +116,5 @@ class Field:
 
     @staticmethod
     def score(theta: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """(3), shape ``(b, ...)``."""
-        return -y - v / pad(theta.tan(), y)
+        """(3), shape ``(b, ...)``; below an angle of 0.01 with that of 0.01, where a network's v need not vanish."""
+        return -y - v / pad(theta.tan().clamp(min=0.01), y)

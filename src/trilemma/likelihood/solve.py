@@ -1,7 +1,7 @@
 """The flow and its divergence from data to noise, with an error measured where it matters: in the log-density.
 
-The angle runs up from the data as theta = theta_0 + c g / (g + c / 0.1), g = cosh(u) - 1, c = theta_1 - theta_0 +
-0.3: like u^2 at the data, exponential, and slower again where the noise takes over. As dtheta/du = 0 at u = 0 for
+The angle runs up from the data as theta = theta_0 + c g / (g + c / 0.2), g = cosh(u) - 1, c = theta_1 - theta_0 +
+0.6: like u^2 at the data, exponential, and slower again where the noise takes over. As dtheta/du = 0 at u = 0 for
 every denoiser that is bounded there, nothing is evaluated at theta = 0 and nothing is cut off.              (1)
 
 The log-density of a state y at theta is that of the noise at the end plus the divergence on the way there. So an
@@ -38,7 +38,7 @@ from .field import Field
 
 __all__ = ["Path", "adaptive_path", "fixed_path"]
 
-_FINE, _TOP = 0.1, 0.3  # of (1)
+_FINE, _TOP = 0.2, 0.6  # of (1)
 _LOOSE = 10.0  # how much larger e_y may be than the tolerance: (2) is of first order in it
 _FIRST = 0.1  # first step, as a share of the way in u
 _ORDER = 4  # of Adams' methods
@@ -88,7 +88,7 @@ class _Clock:
         return v * pad(rate, v), divergence * rate[:, None], self.field.score(theta, y, v)
 
 
-def adaptive_path(field: Field, y: Tensor, samples: int, *, rtol: float, atol: float, max_calls: int = 10_000) -> Path:
+def adaptive_path(field: Field, y: Tensor, samples: int, *, rtol: float, atol: float, max_calls: int = 2_000) -> Path:
     """Solve with steps of its own for every item, by Tsitouras' pair.
 
     Args:

@@ -9,7 +9,7 @@ with S and g independent. The standard error over m probes is that of a mean: st
 the m probes g. (2) takes what J does on the span of Q exactly, which pays where few singular values are large.
 
 Signs (Rademacher) make the variance of (1) least, 2 sum_{i != j} S_ij^2 with S the symmetric part of J. The n rows of
-a Hadamard matrix with random signs are such probes, and because sum_k v_k v_k^T = n I, all of them are exact together. (3)
+a Hadamard matrix with random signs are such probes, and with sum_k v_k v_k^T = n I all of them are exact.
 
 Sources: Hutchinson 1990; Meyer et al. 2021 (arXiv:2010.09649), algorithm 1, here with tr J = tr J^T in place of
 products J v.
@@ -100,7 +100,7 @@ def signs(noise: Noise, count: int, like: Tensor) -> Tensor:
 
 
 def hadamard(noise: Noise, row: int, like: Tensor) -> Tensor:
-    """Probe number ``row`` of (3), shape ``(B, ...)``: the rows of a Hadamard matrix, in an order and with signs of
+    """Probe number ``row``, shape ``(B, ...)``: the rows of a Hadamard matrix, in an order and with signs of
     each item.
 
     The order of the matrix is the least power of two that an item's coordinates fit into; it repeats with new signs.
