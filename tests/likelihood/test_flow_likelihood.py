@@ -154,8 +154,8 @@ def test_conditions_and_guidance():
 
 
 def test_the_solver_knows_its_error():
-    """Fixed grid: order four, and an estimate within a factor of three of the truth for most items. Adaptive: no item is off by more
-    than ten times what it says."""
+    """Fixed grid: order four, and an estimate within a factor of three of the truth for most items. Adaptive: no item is off
+    by more than ten times what it says."""
     x = torch.tensor(np.random.default_rng(0).normal(size=(40, 2)))
     model, truth = TWO.torch(Flow()), torch.tensor(TWO.log_prob(x))
     errors = []
@@ -200,8 +200,8 @@ def six():
     [("hutchinson", 16, 0.667), ("hutch++", 4, 0.609), ("fresh", 16, 0.667), ("orthogonal", 16, 0.667)],
 )
 def test_the_standard_error_covers(trace, probes, share):
-    """500 repetitions: the truth is within one standard error in 66.7 % for 16 probes and 60.9 % for 4 (Student; 68.3 % for many).
-    Within 5 %, 2.4 binomial deviations. The mean is unbiased, |z| < 4.9."""
+    """500 repetitions: the truth is within one standard error in 66.7 % for 16 probes and 60.9 % for 4 (Student; 68.3 % for
+    many). Within 5 %, 2.4 binomial deviations. The mean is unbiased, |z| < 4.9."""
     model, n = six(), 500
     x = model.means[:1].reshape(1, 6) + 0.3
     truth = log_likelihood(model, x, steps=16).log_prob

@@ -138,7 +138,8 @@ def test_the_exact_trace_does_not_depend_on_how_products_are_batched(monkeypatch
 
 
 def test_all_rows_of_a_hadamard_matrix_are_exact():
-    """Five coordinates take a matrix of eight rows; the next eight are another one. A part of them is exact only on the diagonal."""
+    """Five coordinates take a matrix of eight rows; the next eight are another one. A part of them is not
+    exact."""
     noise, like, a = Noise(3, 4), torch.zeros(4, 5, dtype=F64), rand(5, 5)
     rows = torch.stack([hadamard(noise, k, like) for k in range(16)])
     assert bool((rows.abs() == 1).all())
