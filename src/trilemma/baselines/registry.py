@@ -7,12 +7,15 @@ from typing import Any
 import torch
 
 from .._names import lookup, unknown
-from ..train.checkpoint import read_model
+from ..train.checkpoint import read_config, read_model
 from ..train.game import Game
+from .ddgan import DDGAN
+from .gan import GAN
+from .vae import VAE
 
-__all__ = ["GAMES", "build_game", "load_game"]
+__all__ = ["GAMES", "build_game", "family", "load_game"]
 
-GAMES: dict[str, type[Game]] = {}
+GAMES: dict[str, type[Game]] = {"gan": GAN, "ddgan": DDGAN, "vae": VAE}
 """Every family by its name, ``Game.family``."""
 
 
@@ -32,6 +35,17 @@ def build_game(name: str, **options: Any) -> Game:
         if key not in known:
             raise unknown(f"{name} option", key, known)
     return kind(**options)
+
+
+def family(folder: Path | str) -> str:
+    """What a model folder, a checkpoint or a run holds: a key of ``GAMES``, or ``diffusion``.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        CorruptError: no model there can be read.
+    """
+    config = read_config(folder)
+    return str(config["game"]["name"]) if "game" in config else "diffusion"
 
 
 def load_game(folder: Path | str, *, ema: bool | int = True) -> tuple[Game, dict[str, Any]]:

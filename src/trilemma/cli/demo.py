@@ -171,9 +171,9 @@ def _study(settings: Demo, trainer: "Trainer", train: "DataSet", held_out: "Data
         "settings": asdict(settings),
         "data": {"source": "scikit-learn digits", "train": len(train), "held_out": len(held_out)},
         "model": {
-            "network": type(trainer.model.net).__name__,
-            "parameters": sum(p.numel() for p in trainer.model.net.parameters()),
-            "denoiser": trainer.model.extra_repr(),
+            "network": type(model.net).__name__,
+            "parameters": sum(p.numel() for p in model.net.parameters()),
+            "denoiser": model.extra_repr(),
             "updates": trainer.step,
         },
         "floor": {

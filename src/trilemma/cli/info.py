@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Positional
 
@@ -45,6 +46,7 @@ def columns(title: str, rows: Sequence[Sequence[str]]) -> str:
 
 
 def _list() -> str:
+    from ..baselines import GAMES
     from ..data import FORMATS
     from ..denoise import TARGETS
     from ..nets import PRESETS
@@ -64,9 +66,12 @@ def _list() -> str:
         [name, ", ".join(f"{p.name}={p.default}" for p in signature(make).parameters.values()), first_line(make)]
         for name, make in PROCESSES.items()
     ]
+    families = [["diffusion", "--net, --process and --target below", "a denoiser, sampled by any rule below"]]
+    families += [[name, _options(kind), first_line(kind)] for name, kind in GAMES.items()]
     return "\n\n".join(
         [
             columns("data (--data)", [[name, about] for name, about in FORMATS.items()]),
+            columns("models (--model) and their options (--net-options)", families),
             columns("networks (--net), their sizes and arguments (--net-options)", nets),
             columns(
                 "processes (--process) and their settings, as in vp:beta_max=10; all have shift, as in flow:shift=-1.4",
@@ -103,15 +108,17 @@ def _rules() -> list[str]:
     ]
 
 
-def _describe(path: Path) -> str:
-    from ..train import load_model
-    from ..train.checkpoint import checkpoints, read_json
-    from .tuned import describe, read, stale
+def _options(kind: type) -> str:
+    """The keyword options of a family, short enough for a row."""
+    names = [p.name for p in signature(kind).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return ", ".join(names)
 
-    model, info = load_model(path)
-    parameters = sum(p.numel() for p in model.parameters())
-    rows = [["network", f"{type(model.net).__name__}, {parameters / 1e6:.2f}M parameters"]]
-    rows.append(["denoiser", model.extra_repr()])
+
+def _describe(path: Path) -> str:
+    from ..baselines import family
+    from ..train.checkpoint import checkpoints, read_json
+
+    rows, info, plans = _denoiser(path) if family(path) == "diffusion" else _game(path)
     if info:
         classes = ", ".join(info["class_names"]) or "none"
         rows.append(["data", f"{info['data']}: {info['items']} images of {'x'.join(map(str, info['shape']))}"])
@@ -122,10 +129,36 @@ def _describe(path: Path) -> str:
         rows.append(["checkpoints", ", ".join(kept.name for kept in checkpoints(path / "checkpoints"))])
         starts = read_json(path / "command.json")
         rows += [["started" if i == 0 else "again", f"{s['time']}  {s['command']}"] for i, s in enumerate(starts)]
+    return columns(str(path), rows + plans)
+
+
+def _denoiser(path: Path) -> tuple[list[list[str]], dict[str, Any], list[list[str]]]:
+    """Rows about the model, what it was saved with, rows about its tuned plans."""
+    from ..train import load_model
+    from .tuned import describe, read, stale
+
+    model, info = load_model(path)
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = [["network", f"{type(model.net).__name__}, {parameters / 1e6:.2f}M parameters"]]
+    rows.append(["denoiser", model.extra_repr()])
+    plans = []
     for plan in read(path):
         old = "  (for other weights than these)" if stale(plan, model) else ""
-        rows.append(["tuned", f"{plan['steps']} steps: {describe(plan)}{old}"])
-    return columns(str(path), rows)
+        plans.append(["tuned", f"{plan['steps']} steps: {describe(plan)}{old}"])
+    return rows, info, plans
+
+
+def _game(path: Path) -> tuple[list[list[str]], dict[str, Any], list[list[str]]]:
+    """The same about a model of another family, which has no plans."""
+    from ..baselines import load_game
+
+    game, info = load_game(path)
+    sizes = {name: sum(p.numel() for p in player) / 1e6 for name, player in game.players().items()}
+    known = {key: value for key, value in game.config.items() if key not in ("shape", "classes")}
+    rows = [["model", f"{game.family}: " + ", ".join(f"{name} {size:.2f}M parameters" for name, size in sizes.items())]]
+    rows.append(["options", ", ".join(f"{key}={value}" for key, value in known.items())])
+    rows.append(["calls", f"{game.calls} of the network a sample"])
+    return rows, info, []
 
 
 def _progress(metrics: Path) -> list[list[str]]:

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..denoise import Denoiser, Preconditioned
     from ..sampling import Rule
+    from ..train.game import Game
     from .tune import Tune
 
 __all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "open_model", "pick_labels", "refuse_unlabelled", "run"]
@@ -23,7 +25,7 @@ __all__ = ["COMMAND", "Calls", "Sample", "fast_numbers", "open_model", "pick_lab
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw images from a trained run.
+    """Draw images from a trained run; rule, steps, grid and guidance are for denoisers.
 
     Writes grid.png, samples.npz (images as uint8, labels) and sample.json. Image i depends on --seed and i only, not on
     --n, --batch or the device's number of threads.
@@ -80,32 +82,26 @@ def run(settings: Sample) -> int:
     import torch
 
     from .._version import __version__
+    from ..baselines import family
     from ..data.pixels import save_picture, to_uint8
     from ..numerics.noise import Noise
-    from ..sampling import ProgressBar, sample
 
     _check_names(settings)
-    model, denoiser, info, labels = open_model(settings, settings.n)
+    pick_device(settings.device)
+    kind = family(settings.path)
+    drawer = _denoised(settings) if kind == "diffusion" else _played(settings, kind)
+    info, labels, device = drawer.info, drawer.labels, drawer.device
     names = [] if labels is None else info["class_names"]
-    device = next(model.parameters()).device
-    grid, rule = way(settings, model)
-    calls = Calls(model.net)
+    seeds = Noise(settings.seed, settings.n).seeds
     parts: list[Tensor] = []
+    used = 0
     start = time.perf_counter()
     for index in torch.arange(settings.n).split(settings.batch):
-        cond = {} if labels is None else {"label": labels[index].to(device)}
-        with fast_numbers(device, settings.precision), ProgressBar(f"{settings.rule}, {len(index)} images") as bar:
-            x = sample(
-                denoiser,
-                (len(index), *info["shape"]),
-                grid,
-                rule,
-                seeds=Noise(settings.seed, settings.n).seeds[index],
-                hook=bar,
-                cond=cond,
-            )
+        with fast_numbers(device, settings.precision):
+            x, calls = drawer.draw(seeds[index], None if labels is None else labels[index].to(device))
         parts.append(x.float().cpu())
-    seconds, used = time.perf_counter() - start, calls.stop()
+        used += calls
+    seconds = time.perf_counter() - start
     images = torch.cat(parts)
 
     out = Path(settings.out or _fresh(Path(settings.path) / "drawn"))
@@ -117,8 +113,7 @@ def run(settings: Sample) -> int:
     np.savez_compressed(out / "samples.npz", **arrays)
     record = {
         **asdict(settings),
-        **({"grid": "the plan's own"} if settings.rule == "tuned" else {}),
-        "process": str(model.process),
+        **drawer.record,
         "trained_on": info["data"],
         "calls": used,
         "seconds": round(seconds, 3),
@@ -128,6 +123,71 @@ def run(settings: Sample) -> int:
     (out / "sample.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"{settings.n} images in {seconds:.1f} s and {used} calls of the network: {out / 'grid.png'}")
     return 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawer:
+    """A model that draws: seeds ``(n,)`` and labels to images and calls of the network; and what the record says of it."""
+
+    draw: "Callable[[Tensor, Tensor | None], tuple[Tensor, int]]"
+    info: dict[str, Any]
+    labels: "Tensor | None"
+    device: "torch.device"
+    record: dict[str, Any]
+
+
+def _denoised(settings: Sample) -> _Drawer:
+    """By a denoiser and a rule."""
+    from ..sampling import ProgressBar, sample
+
+    model, denoiser, info, labels = open_model(settings, settings.n)
+    grid, rule = way(settings, model)
+
+    def draw(seeds: "Tensor", label: "Tensor | None") -> "tuple[Tensor, int]":
+        cond, calls = {} if label is None else {"label": label}, Calls(model.net)
+        with ProgressBar(f"{settings.rule}, {len(seeds)} images") as bar:
+            x = sample(denoiser, (len(seeds), *info["shape"]), grid, rule, seeds=seeds, hook=bar, cond=cond)
+        return x, calls.stop()
+
+    record = {"process": str(model.process), **({"grid": "the plan's own"} if settings.rule == "tuned" else {})}
+    return _Drawer(draw, info, labels, next(model.parameters()).device, record)
+
+
+def _played(settings: Sample, kind: str) -> _Drawer:
+    """By a model of another family.
+
+    Raises:
+        ValueError: settings that are for denoisers.
+    """
+    for name in ("rule", "steps", "grid", "guidance"):
+        if getattr(settings, name) != getattr(Sample(), name):
+            raise ValueError(
+                f"{name} is for denoisers, and {settings.path} holds a model of the family {kind}; leave it out"
+            )
+    game, info, labels = open_game(settings, settings.n)
+
+    def draw(seeds: "Tensor", label: "Tensor | None") -> "tuple[Tensor, int]":
+        return game.sample(len(seeds), seeds=seeds, label=label), game.calls
+
+    record = {"model": kind, **dict.fromkeys(("rule", "steps", "grid", "guidance"))}
+    return _Drawer(draw, info, labels, next(game.parameters()).device, record)
+
+
+def open_game(settings: Sample, n: int) -> "tuple[Game, dict[str, Any], Tensor | None]":
+    """The trained model of another family than diffusion, on its device, what it was saved with, and ``n`` labels.
+
+    Raises:
+        ValueError: the device or the classes cannot be had.
+        FileNotFoundError: there is no model.
+    """
+    from ..baselines import load_game
+
+    device = pick_device(settings.device)
+    game, info = load_game(settings.path, ema=settings.ema)
+    labels = pick_labels(settings.label, info["class_names"] if game.classes else [], n)
+    if labels is not None and "none" in settings.label:
+        refuse_unlabelled(info)
+    return game.to(device), info, labels
 
 
 def _check_names(settings: Sample) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..data import DataSet
     from ..denoise import Preconditioned
     from ..train import RunDir, Trainer, World
+    from ..train.game import Game
 
 __all__ = ["COMMAND", "DataOptions", "ModelOptions", "Train", "build_model", "fit", "load_data", "run"]
 
@@ -48,8 +49,10 @@ class ModelOptions:
     """What learns it.
 
     Args:
+        model: the family: diffusion, gan, ddgan or another that `trilemma info` lists. The others have no net, process, target
+            and sigma_data.
         net: a network or one of its sizes; `trilemma info` lists them.
-        net_options: its arguments, as in: widths=[32,64] attention=[1] dropout=0.1
+        net_options: arguments of the network, or of the family, as in: widths=[32,64] attention=[1] dropout=0.1
         process: the noise process, alone or with settings, as in vp:beta_max=10,shift=-1.4; `trilemma info` lists both. All
             have shift, which is added to the log-SNR: -1.4 makes up for images of twice the side.
         target: what the network predicts: x0, eps, score, v, velocity or edm.
@@ -57,6 +60,7 @@ class ModelOptions:
         conditional: teach it the labels, where the data has some.
     """
 
+    model: str = "diffusion"
     net: str = "unet-tiny"
     net_options: tuple[str, ...] = ()
     process: str = "flow"
@@ -67,7 +71,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a denoiser on images.
+    """Train a denoiser, or a model of another family, on images.
 
     Everything is kept in one folder: settings, command, metrics, sample grids, checkpoints. Ctrl-C saves and stops;
     --resume goes on, with the settings of the run unless flags change them. On several devices:
@@ -161,8 +165,8 @@ def load_data(options: DataOptions) -> "DataSet":
     return data
 
 
-def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Preconditioned":
-    """The untrained denoiser for this data; its first weights depend on the seed alone.
+def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Preconditioned | Game":
+    """The untrained model for this data; its first weights depend on the seed alone.
 
     Raises:
         ValueError: an unknown name or argument, or images that do not fit the network.
@@ -183,6 +187,8 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
             arguments[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(f"net_options: what follows the = in {entry!r} is not YAML") from None
+    if options.model != "diffusion":
+        return _build_game(options, data, arguments, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -195,18 +201,44 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
     return Preconditioned(net, process, options.target, sigma_data=sigma_data)
 
 
+def _build_game(options: ModelOptions, data: "DataSet", arguments: dict[str, Any], *, seed: int) -> "Game":
+    import torch
+
+    from .._names import lookup
+    from ..baselines import GAMES, build_game
+
+    lookup("model", options.model, dict.fromkeys([*GAMES, "diffusion"]))
+    for name in ("net", "process", "target", "sigma_data"):
+        if getattr(options, name) != getattr(ModelOptions(), name):
+            raise ValueError(
+                f"{name} is for diffusion; leave it out, and give what {options.model} takes to net_options"
+            )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return build_game(options.model, **{"shape": data.shape, "classes": data.classes, **arguments})
+        except TypeError as error:
+            raise ValueError(f"net_options {options.net_options} do not fit {options.model}: {error}") from error
+
+
 def describe_data(data: "DataSet") -> dict[str, Any]:
     """What a model should remember of its data, as JSON data."""
     return {"data": data.source, "shape": list(data.shape), "class_names": list(data.class_names), "items": len(data)}
 
 
 def _greet(settings: Train, data: "DataSet", trainer: "Trainer", resumed: Path | None) -> None:
-    parameters = sum(p.numel() for p in trainer.model.net.parameters())
+    from ..train.game import Game
+
+    model, where = trainer.model, f"on {trainer.world.size} x {trainer.world.device}"
     print(data)
-    print(
-        f"{settings.model.net} with {parameters / 1e6:.2f}M parameters, {trainer.model.process}, "
-        f"target {settings.model.target}, on {trainer.world.size} x {trainer.world.device}"
-    )
+    if isinstance(model, Game):
+        sizes = {name: sum(p.numel() for p in player) / 1e6 for name, player in model.players().items()}
+        print(f"{settings.model.model}: " + ", ".join(f"{name} {size:.2f}M" for name, size in sizes.items()), end=" ")
+        print(f"parameters, {where}")
+    else:
+        parameters = sum(p.numel() for p in model.net.parameters())
+        net, target = settings.model.net, settings.model.target
+        print(f"{net} with {parameters / 1e6:.2f}M parameters, {model.process}, target {target}, {where}")
     if resumed is not None:
         print(f"going on from {resumed}")
 
@@ -242,11 +274,14 @@ def _preview(trainer: "Trainer", data: "DataSet") -> "Tensor":
     import torch
 
     from ..sampling import sample
+    from ..train.game import Game
     from .sample import fast_numbers
 
     device = trainer.world.device
     cond = {"label": torch.arange(100, device=device) % data.classes} if data.classes else {}
     with trainer.averaged() as model, fast_numbers(device):
+        if isinstance(model, Game):
+            return model.sample(100, **cond).float().cpu()
         return sample(model, (100, *data.shape), 20, cond=cond).float().cpu()
 
 

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..denoise import Preconditioned
+from ..denoise import LearnedVariance, Preconditioned
 from ..nets import NETS, build, describe
 from ..process import process_from_config, process_to_config
 from .distributed import gather
@@ -38,6 +38,7 @@ __all__ = [
     "model_config",
     "newest",
     "prune",
+    "read_config",
     "read_json",
     "read_model",
     "read_tensors",
@@ -166,6 +167,7 @@ def model_config(model: Preconditioned | Game, info: Mapping[str, Any] | None = 
         "process": process_to_config(model.process),
         "target": model.target.name,
         "sigma_data": model.sigma_data,
+        "learned_variance": isinstance(model, LearnedVariance),
         "info": dict(info or {}),
     }
 
@@ -223,7 +225,8 @@ def load_model(
             raise ValueError(f"the network in {folder} is not in trilemma.nets.NETS; build it and pass it as net=")
         with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
             net = build(config["net"]["name"], **config["net"]["kwargs"])
-    model = Preconditioned(
+    kind = LearnedVariance if config.get("learned_variance") else Preconditioned
+    model = kind(
         net,
         process_from_config(config["process"]),
         config["target"],
@@ -235,13 +238,13 @@ def load_model(
 
 def read_model(folder: Path | str, *, ema: bool | int = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a model is built from: the content of ``config.json`` and the weights. Arguments and errors of `load_model`."""
-    folder = Path(folder)
-    if (folder / "model.safetensors").exists():
-        return _read(folder, ema)
-    runs = [path for path in (folder, folder / "checkpoints") if checkpoints(path)]
-    if not runs:
-        raise FileNotFoundError(f"{folder} holds no model: no model.safetensors and no checkpoints/step_*")
-    return newest(runs[0], lambda path: _read(path, ema))
+    return _found(folder, lambda path: _read(path, ema))
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """The content of ``config.json`` of a model folder, a checkpoint, or the newest good checkpoint of a run."""
+    config: dict[str, Any] = _found(folder, lambda path: read_json(path / "config.json"))
+    return config
 
 
 def newest(folder: Path, read: Callable[[Path], T]) -> T:
@@ -258,6 +261,16 @@ def newest(folder: Path, read: Callable[[Path], T]) -> T:
             damage.append(str(error))
             warnings.warn(f"checkpoint {path} is damaged, trying the one before: {error}", stacklevel=3)
     raise CorruptError(f"no checkpoint in {folder} is intact: {'; '.join(damage) or 'there is none'}")
+
+
+def _found(folder: Path | str, read: Callable[[Path], T]) -> T:
+    folder = Path(folder)
+    if (folder / "model.safetensors").exists():
+        return read(folder)
+    runs = [path for path in (folder, folder / "checkpoints") if checkpoints(path)]
+    if not runs:
+        raise FileNotFoundError(f"{folder} holds no model: no model.safetensors and no checkpoints/step_*")
+    return newest(runs[0], read)
 
 
 def _read(folder: Path, ema: bool | int) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 
 from .._names import lookup
-from ..denoise import Preconditioned
+from ..denoise import LearnedVariance, Preconditioned
 from ..numerics.noise import Noise
 from .config import parse_entry
 
 __all__ = ["WEIGHTINGS", "Weighting", "denoising_error", "denoising_loss", "loss_weight", "weighting"]
+
+_VARIANCE_SHARE = 1e-3  # of the error of a learned variance, so that it leaves the trunk to the mean
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "sigmoid": sigmoid,
     # the diffusion term of the bound on -log p(x), in nats per element; also ScoreFlow's weight g^2 on the score's error
     "elbo": lambda: Weighting(lambda log_snr: torch.sigmoid(log_snr) / 2, per_log_snr=True),
+    # the same bound for times that are drawn with its density already, ``times="log_snr"``: a mean over log-SNR
+    "likelihood": lambda: Weighting(lambda log_snr: torch.sigmoid(log_snr) / 2),
 }
 """Every weighting by its name; numbers after the name are the arguments."""
 
@@ -119,11 +123,21 @@ def loss_weight(model: Preconditioned, t: Tensor, which: str | Weighting = "unit
 def denoising_error(
     model: Preconditioned, x: Tensor, t: Tensor, noise: Noise | Tensor, cond: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """The mean squared error (1) of the network's output: shape ``(B,)``, float32 or wider."""
+    """The mean squared error (1) of the network's output: shape ``(B,)``, float32 or wider.
+
+    For a learned variance also a thousandth of its own error, iDDPM's hybrid loss L_simple + 0.001 L_vlb (arXiv:2102.09672).
+    """
     eps = noise if isinstance(noise, Tensor) else noise.normal_like(x)
-    output = model.output(model.process.perturb(x, t, eps), t, **(cond or {}))
+    x_t, truth = model.process.perturb(x, t, eps), model.regression_target(x, eps, t)
+    if isinstance(model, LearnedVariance):
+        output, v = model.heads(x_t, t, **(cond or {}))
+    else:
+        output, v = model.output(x_t, t, **(cond or {})), None
     output = output.to(torch.promote_types(output.dtype, torch.float32))
-    return (output - model.regression_target(x, eps, t)).square().flatten(1).mean(1)
+    error = (output - truth).square().flatten(1).mean(1)
+    if isinstance(model, LearnedVariance) and v is not None:
+        error = error + _VARIANCE_SHARE * model.variance_error(output, v.to(output), truth, t)
+    return error
 
 
 def denoising_loss(
