@@ -1,0 +1,190 @@
+"""``trilemma report``: quality, coverage and cost of every way to sample some trained runs, measured alike, on one page."""
+
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tyro.conf import Positional
+
+from .._names import lookup
+from .._version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["COMMAND", "Compared", "Report", "compare", "run", "write"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare every way to sample one or more trained runs: the generative learning trilemma, measured.
+
+    Draws the same number of samples from each run by each rule, and measures quality, coverage, likelihood where there is one,
+    speed, energy and memory by one protocol. Writes report.html, which needs nothing but a browser, report.json with every
+    figure, and sample sheets. What was measured before is kept in OUT/rows: a report that was stopped goes on.
+
+    Args:
+        runs: trained runs of any family: diffusion, gan, ddgan, vae, vq, flow.
+        config: a preset or a YAML file with any of these settings; flags override it.
+        rules: how to sample denoisers, as rule:steps; a tuned plan that is missing is tuned first.
+        data: the real images, as `trilemma train` takes them; those that the first run was trained on without it.
+        held_out: real images that no run was trained on; the test split of the data without it.
+        extractor: what sees the images; `trilemma evaluate --help` lists them. The classifier is trained on the labels first.
+        weights: file or folder with the extractor's weights, where it is not trained here.
+        metrics: names of the figures; all usual ones without it.
+        n: samples of each; not more than there are held-out images, with which they are compared.
+        bits: held-out images whose likelihood is taken; 0 for none.
+        guidance: strength of classifier-free guidance of denoisers.
+        watts: power of this machine, for the energy where no counter can be read.
+        seed: of everything.
+        out: folder of the report.
+        device: auto, cpu, cuda, cuda:1, mps.
+        batch: samples at once.
+    """
+
+    runs: Positional[tuple[str, ...]] = ()
+    config: str | None = None
+    rules: tuple[str, ...] = ("ddpm:1000", "ddim:50", "dpmpp_2m:10", "angular:10", "tuned:5", "tuned:8", "tuned:10")
+    data: str | None = None
+    held_out: str | None = None
+    extractor: str = "classifier"
+    weights: str | None = None
+    metrics: tuple[str, ...] = ()
+    n: int | None = None
+    bits: int = 64
+    guidance: float = 1.0
+    watts: float = 65.0
+    seed: int = 0
+    out: str = "runs/report"
+    device: str = "auto"
+    batch: int = 256
+
+    def __post_init__(self) -> None:
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError(f"a run is named twice in {' '.join(self.runs)}; name each once")
+        for name, low in (("batch", 1), ("bits", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        if self.n is not None and self.n < 20:
+            raise ValueError(f"n={self.n} samples are too few for any figure; take at least 20")
+        if not 0 < self.watts < float("inf"):
+            raise ValueError(f"watts={self.watts} is the power of the machine and must be positive")
+
+
+COMMAND = Report
+
+
+def run(settings: Report) -> int:
+    """Draw, measure, write; returns the exit status."""
+    from .findings import findings, plain
+    from .verdict import tell
+
+    compared = compare(settings, command=shlex.join(["trilemma", *sys.argv[1:]]))
+    out = Path(settings.out)
+    write(out, compared, tell(compared.figures, compared.pictures))
+    print("\n" + "\n".join(plain(line) for line in findings(compared.figures)))
+    print(f"\nopen {out / 'report.html'}")
+    return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """What a report shows.
+
+    Args:
+        figures: every number, JSON data.
+        pictures: see ``verdict.tell``.
+    """
+
+    figures: dict[str, Any]
+    pictures: "dict[str, Tensor]"
+
+
+def compare(settings: Report, *, command: str = "") -> Compared:
+    """Everything of a report but the page; figures and samples of each row are kept in ``settings.out`` as they come.
+
+    Args:
+        settings: see `Report`.
+        command: what was typed, for the page.
+
+    Raises:
+        ValueError: runs, data, rules or metrics that do not fit each other; found before anything is drawn.
+        FileNotFoundError: a run or the data are not there.
+    """
+    from ..evaluate import METRICS
+    from .contenders import contenders, parse_rule
+    from .findings import joules, seconds
+    from .jury import SHOWN, Jury, real_images
+
+    if not settings.runs:
+        raise ValueError("name the runs to compare, as in: trilemma report runs/digits runs/vae")
+    for name in settings.metrics:
+        lookup("metric", name, METRICS)
+    for entry in settings.rules:
+        parse_rule(entry)
+    train, unseen, origin = real_images(settings)
+    entrants = [entrant for path in settings.runs for entrant in contenders(path, settings)]
+    for entrant in entrants:
+        if entrant.shape != train.shape:
+            raise ValueError(
+                f"{entrant.run} makes images of shape {entrant.shape}, the real ones are {train.shape}; name others by --data"
+            )
+        if entrant.classes not in (0, train.classes):
+            raise ValueError(f"{entrant.run} knows {entrant.classes} classes, the real images have {train.classes}")
+    jury = Jury(settings, train, unseen)
+    print(f"  {'real unseen images':34s} {_figures(jury.floor)}")
+    rows, pictures = [], {"real": unseen.model_units(slice(0, SHOWN))}
+    for entrant in entrants:
+        row, images, nearest = jury.judge(entrant)
+        rows.append(row)
+        pictures |= {row["name"]: images, f"nearest: {row['name']}": nearest}
+        print(f"  {row['name']:34s} {_figures(row['metrics'])}   {seconds(row)}, {joules(row)} a sample")
+    figures = {
+        "settings": {**asdict(settings), "n": len(unseen)},
+        "command": command,
+        "data": {"reference": str(train), "unseen": origin},
+        "stamp": asdict(jury.stamp),
+        "floor": jury.floor,
+        "copies": jury.copies,
+        "rows": rows,
+        "about": {name: METRICS[name].says for name in jury.metrics},
+        "machine": _machine(str(entrants[0].device)),
+    }
+    return Compared(figures, pictures)
+
+
+def write(out: Path, compared: Compared, page: str) -> None:
+    """report.json, report.html and a picture of the samples of each row, each at once or not at all."""
+    from ..data.pixels import save_picture
+    from ..train.checkpoint import write_file
+    from .jury import slug
+
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    for row in compared.figures["rows"]:
+        save_picture(out / "samples" / f"{slug(row['name'])}.png", compared.pictures[row["name"]], columns=10)
+    write_file(out / "report.json", compared.figures)
+    part = out / ".report.html.part"
+    part.write_text(page, encoding="utf-8")
+    part.replace(out / "report.html")
+
+
+def _figures(metrics: dict[str, dict[str, Any]]) -> str:
+    return "  ".join(f"{name} {metrics[name]['text']}" for name in ("fid", "coverage", "recall") if name in metrics)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "processors": os.cpu_count(),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "trilemma": __version__,
+    }

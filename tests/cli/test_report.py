@@ -1,0 +1,142 @@
+"""The report: what it says follows from the figures, what it draws is where the figures are, and it is whole."""
+
+import re
+
+import pytest
+import torch
+
+from trilemma.cli.findings import best_of_families, findings, plain, scores
+from trilemma.cli.plots import Point, front, pareto, triangle
+from trilemma.cli.verdict import tell
+
+
+def estimate(value, half, low=None):
+    return {
+        "value": value,
+        "low": value - half if low is None else low,
+        "high": value + half,
+        "text": f"{value:g}",
+        "note": "",
+        "method": "",
+    }
+
+
+def row(name, family, *, fid, coverage, ms, calls=1, half=0.1, copies=0.3, **more):
+    return {
+        "name": name,
+        "run": f"runs/{family}",
+        "family": family,
+        "n": 100,
+        "calls": calls,
+        "seconds": ms / 1e3,
+        "joules": 0.065 * ms,
+        "energy": "65 W, stated",
+        "measured": False,
+        "peak_bytes": 2**28,
+        "copies": copies,
+        "metrics": {"fid": estimate(fid, half), "coverage": estimate(coverage, 0.03)},
+        **more,
+    }
+
+
+@pytest.fixture
+def figures():
+    """Diffusion is good and slow, or good and not so slow; the GAN is fast and narrow; the VAE is fast and poor."""
+    return {
+        "settings": {"n": 100, "batch": 50},
+        "command": "trilemma report a b c",
+        "data": {"reference": "digits: 1500", "unseen": "test split"},
+        "stamp": {"extractor": "classifier"},
+        "floor": {"fid": estimate(1.0, 0.1), "coverage": estimate(0.95, 0.02)},
+        "copies": 0.3,
+        "about": {"fid": "a distance", "coverage": "a share"},
+        "machine": {"device": "cpu"},
+        "rows": [
+            row("DDPM", "diffusion", fid=1.10, coverage=0.94, ms=1000, calls=1000),
+            row("tuned", "diffusion", fid=1.05, coverage=0.93, ms=8, calls=8),
+            row("GAN", "gan", fid=1.9, coverage=0.6, ms=0.1, copies=0.1),
+            row("VAE <b>", "vae", fid=6.0, coverage=0.5, ms=0.1),
+        ],
+    }
+
+
+def test_findings_follow_from_the_figures(figures):
+    said = [plain(line) for line in findings(figures)]
+    start = {line.split(".")[0]: line for line in said}
+    assert "tuned comes nearest to the data: a Fréchet distance of 1.05 times" in start["Quality"]
+    assert "cannot be told apart from DDPM" in start["Quality"]
+    assert "tuned is the fastest of those that are as near" in start["Speed"]
+    assert "125 times faster than DDPM" in start["Speed"]
+    assert "clearly behind: GAN (0.60) and VAE <b> (0.50)" in start["Coverage"]
+    assert "tuned has all three" in start["The trilemma"]
+    assert "GAN has speed, not quality and coverage" in start["The trilemma"]
+    assert "partly memorised: GAN (0.33 times their distance)" in start["Copies"]
+    assert "not measured: 65 W, stated" in start["Energy"]
+    assert "Likelihood" not in start
+
+
+def test_findings_change_when_the_figures_do(figures):
+    rows = figures["rows"]
+    rows[0]["metrics"]["fid"] = estimate(2.0, 0.1)  # now clearly behind
+    rows[2]["copies"] = 0.29
+    rows[3]["bits_per_dim"] = {"value": 2.0, "low": 1.9, "high": 2.1, "bound": True, "text": "2.0"}
+    rows[3]["run_name"] = "vae"
+    start = {line.split(".")[0]: line for line in map(plain, findings(figures))}
+    assert "ahead of all others" in start["Quality"]
+    assert "No method's samples lie much nearer" in start["Copies"]
+    assert "vae at most 2.000 [1.900, 2.100]" in start["Likelihood"]
+
+
+def test_scores_are_relative_to_real_images_and_to_the_slowest(figures):
+    rows, floor = figures["rows"], figures["floor"]
+    assert scores(rows[0], rows, floor) == pytest.approx((1 / 1.10, 0.0, 0.94 / 0.95))
+    assert scores(rows[1], rows, floor)[1] == pytest.approx(1 - torch.log10(torch.tensor(80.0)).item() / 4)
+    assert scores(rows[2], rows, floor)[1] == 1
+    better = row("x", "x", fid=0.5, coverage=0.99, ms=1)
+    assert scores(better, [*rows, better], floor)[::2] == (1.0, 1.0)  # never above 1
+    assert [r["name"] for r in best_of_families(rows, floor)] == ["tuned", "GAN", "VAE <b>"]
+
+
+def test_the_front_leaves_out_what_is_beaten_in_both():
+    points = [
+        Point(str(i), x, y, y, y, 0) for i, (x, y) in enumerate([(1, 9), (1, 8), (2, 8.5), (3, 2), (4, 2), (5, 1)])
+    ]
+    assert [p.name for p in front(points)] == ["1", "3", "5"]
+
+
+def test_pareto_puts_points_and_intervals_where_they_belong():
+    drawn = pareto(
+        [Point("a", 1, 1, 0.8, 1.2, 0), Point("b", 10, 10, 9, 11, 1), Point("c", 100, 100, 90, 110, 0)], x="x", y="y"
+    )
+    xs, ys = zip(*((float(x), float(y)) for x, y in re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', drawn)))
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+    assert ys[0] - ys[1] == pytest.approx(ys[1] - ys[2], abs=0.11)
+    low, high = map(float, re.search(r'y1="([\d.]+)" y2="([\d.]+)" stroke-width="1.5"', drawn).groups())
+    assert high < ys[0] < low
+    assert "nan" not in pareto([Point("only", 1, 1, 1, 1, 0), Point("broken", 1, float("nan"), 1, 1, 0)], x="x", y="y")
+
+
+def test_a_full_triangle_is_the_outer_ring_and_a_score_is_a_length():
+    drawn = triangle(("q", "s", "c"), [("full", (1, 1, 1), 0), ("half", (0.5, 0.0, 1), 1)])
+    rings = [
+        [tuple(map(float, corner.split(","))) for corner in points.split()]
+        for points in re.findall(r'points="([^"]*)"', drawn)
+    ]
+    outer, full, half = rings[3], rings[4], rings[5]
+    assert full == outer
+    centre = [sum(c) / 3 for c in zip(*outer)]
+    assert half[1] == pytest.approx(centre, abs=0.1)
+    assert half[2] == pytest.approx(outer[2], abs=0.1)
+    assert half[0][1] == pytest.approx((centre[1] + outer[0][1]) / 2, abs=0.1)
+
+
+def test_the_page_is_self_contained_and_escaped(figures):
+    images = torch.zeros(4, 1, 4, 4)
+    pictures = {"real": images} | {r["name"]: images for r in figures["rows"]}
+    pictures |= {f"nearest: {r['name']}": images for r in figures["rows"]}
+    page = tell(figures, pictures)
+    assert "VAE &lt;b&gt;" in page
+    assert "VAE <b>" not in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("data:image/png") == 5 + 4
+    assert "&quot;extractor&quot;: &quot;classifier&quot;" in page
