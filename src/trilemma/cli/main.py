@@ -10,7 +10,7 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("train", "sample", "tune", "info", "demo")
+COMMANDS = ("train", "sample", "tune", "evaluate", "report", "info", "demo")
 HELP = f"""trilemma {__version__}: train one denoiser, get everything from it.
 
 usage: trilemma COMMAND [OPTIONS]        trilemma COMMAND --help lists the options of one
@@ -20,6 +20,8 @@ commands:
   train    train a denoiser on digits, a folder of images, an array or a data set
   sample   draw images from a trained run with any rule, grid and guidance
   tune     find the best way to sample a run in few steps, and keep it beside the run
+  evaluate measure a set of images against real ones, every figure with its interval
+  report   compare runs and ways to sample them: quality, coverage, speed and energy on one page
   info     describe a run, or list every process, rule, grid and network there is
 
 to begin with:

@@ -33,6 +33,7 @@ __all__ = [
     "pixels",
     "random_features",
     "save_classifier",
+    "train_on",
 ]
 
 
@@ -141,28 +142,41 @@ def load_classifier(path: str | Path) -> Classifier:
     return net.eval()
 
 
-def _classifier(subject: Subject) -> Extractor:
-    if subject.weights is not None:
-        classifier = load_classifier(subject.weights).to(subject.device)
-        wanted = classifier.trunk[0].in_channels
-        if wanted != subject.shape[0]:
-            raise ValueError(
-                f"{subject.weights} was trained on images of {wanted} channels, these have {subject.shape[0]}"
-            )
-        return from_classifier(classifier)
+def train_on(subject: Subject, *, classes: int | None = None) -> Classifier:
+    """A `Classifier` of a subject's labels, of its images as bytes.
+
+    Args:
+        subject: its images, labels, seed and device.
+        classes: how many there are; by default as many as the labels name.
+
+    Raises:
+        ValueError: there are no labels.
+    """
     if subject.images is None or subject.labels is None:
-        raise ValueError(
-            "a classifier learns from labels and the reference has none; use --extractor random or inception"
-        )
-    return from_classifier(
-        train_classifier(
-            _units(to_bytes(subject.images)),
-            subject.labels,
-            classes=int(subject.labels.max()) + 1,
-            seed=subject.seed,
-            device=subject.device,
-        )
+        raise ValueError("a classifier learns from labels, and the real images have none; use random, or inception")
+    return train_classifier(
+        _units(to_bytes(subject.images)),
+        subject.labels,
+        classes=int(subject.labels.max()) + 1 if classes is None else classes,
+        seed=subject.seed,
+        device=subject.device,
     )
+
+
+def _classifier(subject: Subject) -> Extractor:
+    if subject.weights is None:
+        return from_classifier(train_on(subject))
+    classifier = load_classifier(subject.weights).to(subject.device)
+    wanted = _channels(classifier)
+    if wanted != subject.shape[0]:
+        raise ValueError(f"{subject.weights} was trained on images of {wanted} channels, these have {subject.shape[0]}")
+    return from_classifier(classifier)
+
+
+def _channels(classifier: Classifier) -> int:
+    first = classifier.trunk[0]
+    assert isinstance(first, nn.Conv2d)
+    return first.in_channels
 
 
 def _inception(layer: str, subject: Subject) -> Extractor:

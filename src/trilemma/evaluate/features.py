@@ -198,7 +198,7 @@ def train_classifier(
         images: ``(N, C, H, W)`` float in model units.
         labels: ``(N,)`` int64 in ``[0, classes)``.
         classes: number of labels, at least 2.
-        steps: of the optimiser.
+        steps: of the optimiser, at least 10.
         batch: images a step.
         lr: highest learning rate.
         width: see `Classifier`.
@@ -207,7 +207,7 @@ def train_classifier(
         device: where to train; the classifier stays there.
 
     Raises:
-        ValueError: shapes do not fit, or fewer than two classes.
+        ValueError: shapes do not fit, fewer than two classes, steps below 10 or a batch below 2.
 
     >>> x = torch.linspace(-1, 1, 32).reshape(32, 1, 1, 1).expand(32, 1, 8, 8).contiguous()
     >>> y = (x[:, 0, 0, 0] > 0).long()
@@ -220,6 +220,8 @@ def train_classifier(
     if classes < 2 or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(f"labels from {low} to {high} do not make {classes} classes; at least two are needed")
+    if steps < 10 or batch < 2:
+        raise ValueError(f"steps={steps} and batch={batch} cannot train: at least 10 steps of 2 images are needed")
     _, channels, height, width_ = images.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

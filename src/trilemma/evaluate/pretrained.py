@@ -104,11 +104,16 @@ def _colour(x: Tensor) -> Tensor:
 
 
 def _square(x: Tensor, side: int, moments: tuple[tuple[float, ...], tuple[float, ...]], *, rounded: bool) -> Tensor:
-    """Bytes to a square by antialiased bicubic interpolation, then to mean 0 and deviation 1 as of ``moments``."""
-    y = functional.interpolate(_colour(x).float(), (side, side), mode="bicubic", antialias=True)
-    y = (y.round().clamp(0, 255) if rounded else y) / 255
+    """Bytes to a square by antialiased bicubic interpolation, then to mean 0 and deviation 1 as of ``moments``.
+
+    Rows first, then columns; ``rounded`` to bytes after each, as Pillow does.
+    """
+    y = _colour(x).float()
+    for size in ((y.shape[2], side), (side, side)):
+        y = functional.interpolate(y, size, mode="bicubic", antialias=True)
+        y = y.round().clamp(0, 255) if rounded else y
     mean, deviation = (torch.tensor(part, device=x.device)[:, None, None] for part in moments)
-    return (y - mean) / deviation
+    return (y / 255 - mean) / deviation
 
 
 def _pretrained(kind: str, source: str | Path) -> nn.Module:

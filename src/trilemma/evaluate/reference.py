@@ -1,7 +1,8 @@
 """What was measured before is kept by content: checksums of images and of weights, and features in the user's cache.
 
 (1)  a checksum of tensors: sha256 over name, type, shape and bytes, little-endian, by name in order
-(2)  a checksum of images: sha256 over (C, H, W), then their bytes one after the other, whatever batches they came in
+(2)  a checksum of images: sha256 over (C, H, W) and the sha256 of each image's bytes, in order; so that several processes can
+     share the work, and batches do not matter
 (3)  the key of kept features: sha256 over the images' checksum, the extractor's name and checksum, and the resize
 
 Two files with the same key hold the same features; nothing is ever out of date. A file holds the checksum (1) of what is in
@@ -12,7 +13,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,19 @@ from torch import Tensor
 
 from .features import Reading
 
-__all__ = ["cache_folder", "feature_key", "images_checksum", "kept", "load_tensors", "save_tensors", "tensors_checksum"]
+__all__ = [
+    "cache_folder",
+    "digests",
+    "digests_checksum",
+    "feature_key",
+    "images_checksum",
+    "kept",
+    "load_reading",
+    "load_tensors",
+    "save_reading",
+    "save_tensors",
+    "tensors_checksum",
+]
 
 
 def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -44,6 +57,31 @@ def tensors_checksum(tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def digests(images: Tensor) -> Tensor:
+    """The sha256 of each image: ``(n, 32)`` uint8.
+
+    Args:
+        images: uint8 ``(n, C, H, W)``.
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    if images.ndim != 4 or images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8 (n, C, H, W); got {images.dtype}, {tuple(images.shape)}")
+    each = [list(hashlib.sha256(image.tobytes()).digest()) for image in images.cpu().contiguous().numpy()]
+    return torch.tensor(each, dtype=torch.uint8).reshape(-1, 32)
+
+
+def digests_checksum(shape: Sequence[int], rows: Tensor) -> str:
+    """(2), in hexadecimal, from what several processes found.
+
+    Args:
+        shape: ``(C, H, W)`` of an image.
+        rows: ``(N, 32)``, the `digests` of all images, in order.
+    """
+    return hashlib.sha256(f"{tuple(shape)}\n".encode() + rows.contiguous().numpy().tobytes()).hexdigest()
+
+
 def images_checksum(batches: Iterable[Tensor]) -> str:
     """(2), in hexadecimal.
 
@@ -57,19 +95,13 @@ def images_checksum(batches: Iterable[Tensor]) -> str:
     >>> images_checksum([x]) == images_checksum([x[:1], x[1:]])
     True
     """
-    total, shape = hashlib.sha256(), None
+    shapes, rows = set(), []
     for batch in batches:
-        if batch.ndim != 4 or batch.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8 (n, C, H, W); got {batch.dtype}, {tuple(batch.shape)}")
-        if shape is None:
-            shape = batch.shape[1:]
-            total.update(f"{tuple(shape)}\n".encode())
-        if batch.shape[1:] != shape:
-            raise ValueError(f"images of shape {tuple(batch.shape[1:])} among images of shape {tuple(shape)}")
-        total.update(batch.contiguous().numpy().tobytes())
-    if shape is None:
-        raise ValueError("there are no images")
-    return total.hexdigest()
+        rows.append(digests(batch))
+        shapes.add(tuple(batch.shape[1:]))
+    if len(shapes) != 1:
+        raise ValueError(f"images must be at least one and all of one size; got {sorted(shapes) or 'none'}")
+    return digests_checksum(shapes.pop(), torch.cat(rows))
 
 
 def feature_key(images: str, name: str, checksum: str, resize: str) -> str:
@@ -145,6 +177,34 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     return tensors, about
 
 
+def load_reading(folder: Path | None, key: str) -> Reading | None:
+    """Features kept under a key; ``None`` where there are none.
+
+    Raises:
+        ValueError: the file is damaged; the message ends with what will be done about it.
+    """
+    if folder is None:
+        return None
+    try:
+        tensors, _ = load_tensors(_path(folder, key))
+        return Reading(tensors["features"], tensors.get("logits"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{error}; these features are computed again") from None
+
+
+def save_reading(folder: Path | None, key: str, reading: Reading) -> None:
+    """Keep features under a key.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if folder is not None:
+        logits = {} if reading.logits is None else {"logits": reading.logits}
+        save_tensors(_path(folder, key), {"features": reading.features} | logits, {"key": key})
+
+
 def kept(folder: Path | None, key: str, read: Callable[[], Reading]) -> Reading:
     """Features from the cache, or read now and kept.
 
@@ -160,22 +220,19 @@ def kept(folder: Path | None, key: str, read: Callable[[], Reading]) -> Reading:
     >>> kept(folder, "0" * 40, lambda: 1 / 0).features.sum().item()
     6.0
     """
-    if folder is None:
-        return read()
-    path = folder / "features" / f"{key}.safetensors"
     try:
-        tensors, _ = load_tensors(path)
-        return Reading(tensors["features"], tensors.get("logits"))
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError) as error:
-        warnings.warn(f"{error}; these features are computed again", stacklevel=2)
+        found = load_reading(folder, key)
+        if found is not None:
+            return found
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
     reading = read()
-    tensors = {"features": reading.features}
-    if reading.logits is not None:
-        tensors["logits"] = reading.logits
     try:
-        save_tensors(path, tensors, {"key": key})
+        save_reading(folder, key, reading)
     except OSError as error:
-        warnings.warn(f"features are not kept, since {path.parent} cannot be written to: {error}", stacklevel=2)
+        warnings.warn(f"features are not kept: {error}", stacklevel=2)
     return reading
+
+
+def _path(folder: Path, key: str) -> Path:
+    return folder / "features" / f"{key}.safetensors"
