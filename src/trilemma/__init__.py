@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .denoise import Rescheduled as Rescheduled
     from .denoise import Thresholded as Thresholded
     from .denoise import Within as Within
+    from .likelihood import log_likelihood as log_likelihood
     from .nets.dit import DiT as DiT
     from .nets.mlp import MLP as MLP
     from .nets.unet import UNet as UNet
@@ -73,6 +74,7 @@ _HOMES = {
         "CFG Categorical Covariances Denoiser FiniteDenoiser Gaussian GaussianDenoiser Guided MixtureDenoiser Preconditioned "
         "Rescheduled Thresholded Within"
     ),
+    "likelihood": "log_likelihood",
     "nets.dit": "DiT",
     "nets.mlp": "MLP",
     "nets.unet": "UNet",

@@ -1,0 +1,338 @@
+"""Exact log-likelihoods: error against closed forms, cost, and the noise of probes, beside the recipe of score_sde.
+
+    python benchmarks/likelihood.py --out benchmarks/results/likelihood.md --cache runs/solvers
+
+Sections, all or those named by ``--only``:
+
+    exact     mixtures whose density is known, on six processes, at tolerance 1e-6
+    calls     forward passes for a mean error of 1e-3 bits/dim with the exact trace
+    probes    noise of one item with one vector-Jacobian product an evaluation
+    coverage  how often the stated standard error covers the truth
+    time      a network on digits: seconds for equal standard error
+    digits    bits/dim of VP, SubVP and Flow on digits, three seeds each
+
+The peer is the likelihood of Song et al. 2021 as score_sde does it, written out here: SciPy's RK45 in VP time from 1e-5
+for the whole batch, an evaluation being two forward passes (drift, and divergence by one probe for the whole path), and
+N(0, 1) for x_1.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+import common
+from problems import F64, Flat, Mixture, _gmm2, _gmm64, _image, problem
+from trilemma.denoise import Denoiser, Preconditioned
+from trilemma.denoise.denoiser import Rescheduled
+from trilemma.likelihood import Likelihood, log_likelihood
+from trilemma.nets import build
+from trilemma.numerics.noise import Noise
+from trilemma.numerics.trace import exact_trace, quadratic_forms, signs, vjps
+from trilemma.process import EDM, VE, VP, Cosine, Flow, GaussianProcess, SubVP
+
+LN2 = math.log(2)
+
+
+class Case:
+    """Draws of a mixture, their densities, and the exact law of x_1 on any process."""
+
+    def __init__(self, name: str, items: int, seed: int = 5) -> None:
+        self.law: Mixture = {"gmm2": _gmm2, "gmm64": _gmm64, "image": _image}[name]()
+        general = self.law.general()
+        self.name, self.size = name, self.law.d
+        flat = general.draw(Noise(seed, items))[0]
+        self.truth = general.log_prob(flat)
+        self.x = flat.reshape(items, 3, 8, 8) if name == "image" else flat
+
+    def run(self, process: GaussianProcess, *, items: int | None = None, **options: object) -> Likelihood:
+        """Ours."""
+        general = self.law.on(process).general()
+        x = self.x[:items]
+
+        def prior(x_1: Tensor) -> Tensor:
+            return general.log_prob(x_1.flatten(1), 1.0)
+
+        return log_likelihood(self.law.on(process), x, prior=prior, **options)  # type: ignore[arg-type]
+
+    def error(self, log_prob: Tensor) -> Tensor:
+        """In bits a dimension."""
+        return (log_prob - self.truth[: len(log_prob)]).abs() / (self.size * LN2)
+
+
+def score_sde(
+    denoiser: Denoiser, x: Tensor, *, tol: float = 1e-5, exact: bool = False, seed: int = 0
+) -> tuple[Tensor, int]:
+    """Log-density by the peer's recipe on a VP denoiser, and its forward passes."""
+    process, shape, n = denoiser.process, x.shape, len(x)
+    probe = signs(Noise(seed, n), 1, x)
+    evaluations = 0
+
+    def slope(t: float, flat: np.ndarray) -> np.ndarray:
+        nonlocal evaluations
+        evaluations += 1
+        state = torch.from_numpy(flat[: x.numel()]).reshape(shape).to(x.dtype)
+        at = torch.full((n,), t, dtype=F64)
+        f, g2 = float(process.drift(torch.tensor(t, dtype=F64))), float(process.diffusion2(torch.tensor(t, dtype=F64)))
+
+        def drift(state: Tensor) -> Tensor:
+            return f * state - 0.5 * g2 * denoiser.score(state, at)
+
+        with torch.no_grad():
+            value = drift(state)
+        with torch.enable_grad():
+            state.requires_grad_()
+            again = drift(state)
+            product = partial(vjps, again, state)
+            trace = exact_trace(product, state.detach()) if exact else quadratic_forms(product, probe)[0]
+        return np.concatenate([value.double().flatten().numpy(), trace.detach().double().numpy()])
+
+    start = np.concatenate([x.double().flatten().numpy(), np.zeros(n)])
+    done = solve_ivp(slope, (1e-5, 1.0), start, rtol=tol, atol=tol, method="RK45")
+    end = torch.from_numpy(done.y[: x.numel(), -1]).reshape(n, -1)
+    log_prior = -0.5 * (end.square().sum(1) + end.shape[1] * math.log(2 * math.pi))
+    return log_prior + torch.from_numpy(done.y[x.numel() :, -1].copy()), 2 * evaluations
+
+
+def section_exact() -> list[str]:
+    """Every process against the closed form, and against each other."""
+    rows = []
+    for name, items in (("gmm2", 32), ("gmm64", 8), ("image", 2)):
+        case, found = Case(name, items), []
+        for process in (VP(), SubVP(), VE(), EDM(), Flow(), Cosine()):
+            one = case.run(process, rtol=1e-6, atol=1e-6)
+            found.append(one.log_prob)
+            worst = float((one.log_prob - case.truth).abs().max())
+            mean_calls = float(one.calls.double().mean())
+            stated = float(one.solver_error.max())
+            rows.append([name, type(process).__name__, f"{worst:.1e}", f"{stated:.1e}", f"{mean_calls:.0f}"])
+            print("exact", *rows[-1], flush=True)
+        between = torch.stack(found)
+        rows.append(
+            [name, "largest difference between two", f"{float((between.amax(0) - between.amin(0)).max()):.1e}", "", ""]
+        )
+    head = ["data", "process", "worst error, nats", "worst stated error, nats", "calls an item"]
+    return ["## Exact denoisers at tolerance 1e-6", "", *common.table(head, rows)]
+
+
+def section_calls(curves: dict[str, list[tuple[float, float]]]) -> list[str]:
+    """Error against forward passes with the exact trace."""
+    rows = []
+    for name, items in (("gmm2", 128), ("gmm64", 64)):
+        case = Case(name, items)
+        runs = {f"fixed grid, {steps}": partial(_ours, case, steps=steps) for steps in (24, 32, 48, 64, 96)}
+        runs |= {f"adaptive, {tol:g}": partial(_ours, case, rtol=tol, atol=tol) for tol in (1e-3, 1e-4, 5e-5, 1e-5)}
+        runs |= {f"score_sde, {tol:g}": partial(_peer, case, tol) for tol in (1e-3, 1e-5)}
+        for label, run in runs.items():
+            log_prob, calls, most = run()
+            error = case.error(log_prob)
+            mean = float(error.mean())
+            curves.setdefault(f"{name} {label.split(',')[0]}", []).append((calls, mean))
+            rows.append(
+                [
+                    name,
+                    label,
+                    f"{calls:.0f}",
+                    f"{most:.0f}",
+                    f"{mean:.1e}",
+                    f"{float(error.median()):.1e}",
+                    f"{float(error.max()):.1e}",
+                ]
+            )
+            print("calls", *rows[-1], flush=True)
+    head = ["data", "method", "forwards an item", "most", "mean error, bits/dim", "median", "worst"]
+    note = "Forward passes of an item; adaptive: each item its own, the mean and the most over items."
+    return ["## Forward passes with the exact trace", "", note, "", *common.table(head, rows)]
+
+
+def _ours(case: Case, **options: object) -> tuple[Tensor, float, float]:
+    one = case.run(EDM(), **options)
+    return one.log_prob, float(one.calls.double().mean()), float(one.calls.max())
+
+
+def _peer(case: Case, tol: float) -> tuple[Tensor, float, float]:
+    log_prob, calls = score_sde(case.law.on(VP()), case.x, tol=tol, exact=True)
+    return log_prob, calls, calls
+
+
+def section_probes() -> list[str]:
+    """One probe, R^64: error of an item by the probe alone, against the exact trace on the same grid."""
+    case, rows = Case("gmm64", 64), []
+    for steps in (32, 64, 96):
+        exact = case.run(EDM(), steps=steps).log_prob
+        for trace in ("hutchinson", "fresh", "orthogonal"):
+            found = case.run(EDM(), steps=steps, trace=trace, probes=8).samples
+            noise = float((found - exact[:, None]).abs().mean()) / (64 * LN2)
+            rows.append([steps, trace, f"{noise:.2e}", f"{float(case.error(found[:, 0]).mean()):.2e}"])
+            print("probes", *rows[-1], flush=True)
+    peer = torch.stack([score_sde(case.law.on(VP()), case.x, seed=s)[0] for s in range(4)])
+    off = (peer - case.truth).abs().mean() / (64 * LN2)
+    rows.append(["RK45, 1e-5", "score_sde", "", f"{float(off):.2e}"])
+    head = ["evaluations", "probes", "mean noise of one probe, bits/dim", "mean error, bits/dim"]
+    return ["## One vector-Jacobian product an evaluation, R^64", "", *common.table(head, rows)]
+
+
+def section_coverage() -> list[str]:
+    """500 repetitions of one item."""
+    case, rows, n = Case("gmm64", 1), [], 500
+    exact = case.run(EDM(), steps=24).log_prob
+    case.x = case.x.expand(n, -1)
+    for trace, probes in (("hutchinson", 16), ("hutchinson", 4), ("orthogonal", 16), ("hutch++", 8)):
+        found = case.run(EDM(), steps=24, trace=trace, probes=probes)
+        share = float(((found.log_prob - exact).abs() < found.stderr).double().mean())
+        student = torch.distributions.StudentT(probes - 1.0)
+        draws = student.sample((1_000_000,)) if probes else None
+        expected = float((draws.abs() < 1).double().mean()) if draws is not None else math.nan
+        rows.append([trace, probes, f"{share:.1%}", f"{expected:.1%}"])
+        print("coverage", *rows[-1], flush=True)
+    head = ["trace", "probes", "within one stated standard error", "Student's law"]
+    return ["## The stated standard error, 500 repetitions of one item of gmm64", "", *common.table(head, rows)]
+
+
+def section_time(cache: Path) -> list[str]:
+    """The digits network of the solver benchmark, one thread: noise of one probe and seconds of both."""
+    from trilemma.data.digits import digits
+
+    model = problem("digits", cache).model
+    x = digits("test").images[:64]
+    x = x + (Noise(0, 64).uniform(x.shape) - 0.5) / 8
+    vp = Rescheduled(model, VP())
+    truth = log_likelihood(model, x, rtol=1e-6, atol=1e-6).log_prob
+    rows, cost = [], {}
+    for label, run in (
+        ("score_sde, Hutchinson", lambda seed: (score_sde(vp, x, seed=seed)[0], None)),
+        ("ours, hutchinson, 1e-5", lambda seed: _timed(model, x, trace="hutchinson", seeds=seed)),
+        ("ours, orthogonal, 48", lambda seed: _timed(model, x, steps=48, trace="orthogonal", seeds=seed)),
+        ("ours, orthogonal, 64", lambda seed: _timed(model, x, steps=64, trace="orthogonal", seeds=seed)),
+    ):
+        seconds, found = [], []
+        for seed in range(4):
+            began = time.process_time()
+            found.append(run(seed)[0])
+            seconds.append(time.process_time() - began)
+        values = torch.stack(found) / (64 * LN2)
+        noise, took = float(values.std(0).square().mean().sqrt()), min(seconds)
+        bias = float((values.mean(0) - truth / (64 * LN2)).mean())
+        cost[label] = took * noise**2
+        first = cost["score_sde, Hutchinson"]
+        rows.append([label, f"{took:.2f}", f"{noise:.1e}", f"{bias:+.1e}", f"{first / cost[label]:.0f}x"])
+        print("time", *rows[-1], flush=True)
+    head = [
+        "method",
+        "CPU seconds, 64 items",
+        "standard deviation of one probe, bits/dim",
+        "mean less the exact trace",
+        "speed at equal standard error",
+    ]
+    return ["## Digits, the same network", "", *common.table(head, rows)]
+
+
+def _timed(model: Denoiser, x: Tensor, **options: object) -> tuple[Tensor, None]:
+    return log_likelihood(model, x, **options).log_prob, None  # type: ignore[arg-type]
+
+
+def section_digits(updates: int) -> list[str]:
+    """The same net trained on three processes, three seeds each, by one objective."""
+    from trilemma.data.digits import digits
+    from trilemma.likelihood.bits import bits_per_dim
+    from trilemma.train.objectives import denoising_loss
+
+    data, test, rows = digits("train").images, digits("test").images[:100], []
+    raw = ((test + 1) * 8).round().to(torch.uint8)
+    for process in (VP(), SubVP(), Flow()):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            net = Flat(build("mlp", features=64, width=192, depth=3))
+            model = Preconditioned(net, process, "v", sigma_data=float(data.std()))
+            optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+            rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, updates, pct_start=0.05)
+            average = torch.optim.swa_utils.AveragedModel(
+                model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+            )
+            for i in range(updates):
+                noise = Noise(seed * updates + i, 128)
+                x = data[(noise.at(0).uniform((128,)) * len(data)).long().clamp(max=len(data) - 1)]
+                x = x + (noise.at(3).uniform(x.shape) - 0.5) / 8  # uniform dequantisation
+                level = torch.exp(1.6 * noise.at(1).normal((128,), dtype=F64) - 0.8)
+                loss = denoising_loss(model, x, process.time(-2 * level.log()), noise.at(2)).mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                rate.step()
+                average.update_parameters(model)
+            model.load_state_dict(average.module.state_dict())
+            found = bits_per_dim(
+                model.eval(), raw, values=17, dequantise="uniform", steps=64, trace="orthogonal", probes=2
+            )
+            low, high = found.interval
+            rows.append(
+                [
+                    type(process).__name__,
+                    seed,
+                    f"{found.value:.3f}",
+                    f"{low:.3f} to {high:.3f}",
+                    f"{found.solver_error:.0e}",
+                ]
+            )
+            print("digits", *rows[-1], flush=True)
+    head = ["process", "seed", "bits/dim", "95 % over images", "solver error"]
+    note = f"100 test images of 17 values, uniform dequantisation, {updates} updates of one net and one law of noise levels."
+    return ["## Digits: VP, SubVP and Flow", "", note, "", *common.table(head, rows)]
+
+
+def draw(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
+    """Error against forward passes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
+    for axis, data in zip(axes, ("gmm2", "gmm64")):
+        for label, points in curves.items():
+            if label.startswith(data + " "):
+                axis.loglog(*zip(*points), "o-", label=label.removeprefix(data + " "))
+        axis.axhline(1e-3, color="grey", lw=0.5)
+        axis.set(title=data, xlabel="forward passes an item, exact trace")
+    axes[0].set_ylabel("mean error, bits/dim")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    """Run the sections and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ("exact", "calls", "probes", "coverage", "time", "digits")
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--cache", type=Path, default=common.ROOT / "runs" / "solvers", help="where networks are kept")
+    parser.add_argument("--updates", type=int, default=3000, help="of the networks of the last section")
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    curves: dict[str, list[tuple[float, float]]] = {}
+    sections: dict[str, Callable[[], list[str]]] = {
+        "exact": section_exact,
+        "calls": lambda: section_calls(curves),
+        "probes": section_probes,
+        "coverage": section_coverage,
+        "time": lambda: section_time(given.cache),
+        "digits": lambda: section_digits(given.updates),
+    }
+    lines = [line for name in names if name in given.only for line in sections[name]()]
+    if curves and given.out is not None:
+        picture = given.out.with_name(f"{given.out.stem}_calls.png")
+        draw(curves, picture)
+        lines += [f"![Error against forward passes]({picture.name})", ""]
+    common.document("Likelihood", "benchmarks/likelihood.py", ("scipy",), lines, given.out)
+
+
+if __name__ == "__main__":
+    main()
