@@ -25,7 +25,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """The squared 2-Wasserstein distance between the Gaussians with these moments, equation (1).
 
     The trace of the root is real and never negative by construction: from (3) where the covariances are regular, and
-    otherwise from the singular values (2) of a product of symmetric roots, where a general matrix root fails.
+    otherwise from the singular values (2) of a product of roots, where a general matrix root fails.
 
     Args:
         a: moments of one set of features.
@@ -129,14 +129,15 @@ def _overlap(first: Tensor, second: Tensor) -> Tensor:
         values = torch.linalg.eigvalsh(factor.T @ second @ factor)
         if values[0] > 1e-12 * values[-1]:
             return values.sqrt().sum()
-    return torch.linalg.svdvals(_root(first) @ _root(second)).sum()
+    return torch.linalg.svdvals(_factor(first).T @ _factor(second)).sum()
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """The symmetric root of a positive semi-definite matrix, eigenvalues at the level of rounding taken for zero."""
+def _factor(covariance: Tensor) -> Tensor:
+    """``(D, rank)``: V l^(1/2), the symmetric root but for a rotation that (2) does not see; rounding is taken for zero."""
     values, vectors = torch.linalg.eigh(covariance)
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
-    return (vectors * torch.where(values > rounding, values, 0).sqrt()) @ vectors.T
+    some = values > rounding
+    return vectors[:, some] * values[some].sqrt()
 
 
 def _moments(features: Tensor) -> Moments:
@@ -147,7 +148,8 @@ def _moments(features: Tensor) -> Moments:
 
 def _influence_variance(x: Tensor, y: Tensor, a: Moments, b: Moments) -> float:
     """Squared influences (5) over the squared number, summed over both sets."""
-    ridge = 1e-10 * (a.covariance.trace() + b.covariance.trace()) / len(a.mean) * torch.eye(len(a.mean)).double()
+    level = (a.covariance.trace() + b.covariance.trace()) / len(a.mean)
+    ridge = (1e-10 * level).clamp(min=1e-30) * torch.eye(len(a.mean), dtype=torch.float64)  # dead features have no inverse
     first, second = a.covariance + ridge, b.covariance + ridge
     factor = torch.linalg.cholesky(first)
     values, vectors = torch.linalg.eigh(factor.T @ second @ factor)

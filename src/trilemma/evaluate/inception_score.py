@@ -126,8 +126,12 @@ def _checked(logits: Tensor, *, least: int) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    p = logits.double().softmax(1)
-    return p, torch.special.entr(p).sum(1)
+    x = logits.double()
+    x = x - x.amax(1, keepdim=True)
+    p = x.exp()
+    total = p.sum(1, keepdim=True)
+    p /= total
+    return p, total[:, 0].log() - (p * x).sum(1)  # H = log sum e^x - sum p x
 
 
 def _sums(logits: Tensor) -> ClassSums:

@@ -163,7 +163,7 @@ def _squared_radii(x: Tensor, k: int, sides: Tensor) -> Tensor:
         len(x) - 1, 4 * k + 24 if len(sides) else k
     )  # fewer than k of these in a half: about once in a million
     found = []
-    for part, d in gaps(x, x):
+    for part, d in gaps(x):
         values, index = d.topk(several, largest=False)
         radii = [values[:, k - 1]]
         for side in sides:

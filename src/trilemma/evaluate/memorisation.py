@@ -41,7 +41,7 @@ def authenticity(samples: Tensor, training: Tensor, *, confidence: float = 0.95)
     0.25
     """
     distance, index = nearest(samples, training)
-    own, _ = nearest(training, training)
+    own, _ = nearest(training, None)
     authentic = distance[:, 0] > own[index[:, 0], 0]
     return of_proportion(Proportion(int(authentic.sum()), len(authentic)), confidence=confidence)
 

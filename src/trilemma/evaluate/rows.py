@@ -60,31 +60,35 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.addmm(norms, x, y.T, alpha=-2).clamp_(min=0)
 
 
-def gaps(x: Tensor, y: Tensor, *, block: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of ``x`` to all of ``y``, ``block`` rows of ``x`` at a time; a row's distance to itself is infinite
-    where ``y is x``.
+def gaps(x: Tensor, y: Tensor | None = None, *, block: int = BLOCK) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances of ``x`` to all of ``y``, ``block`` rows of ``x`` at a time.
+
+    Args:
+        x: ``(N, D)`` rows, float64 and centred.
+        y: ``(M, D)`` rows, or ``None`` for ``x`` itself, where a row's distance to itself is infinite.
+        block: rows at once.
 
     Yields:
         Which rows, and their ``(rows, M)`` squared distances.
 
     >>> x = torch.tensor([[0.0], [2.0]]).double()
-    >>> [d.tolist() for _, d in gaps(x, x)]
+    >>> [d.tolist() for _, d in gaps(x)]
     [[[inf, 4.0], [4.0, inf]]]
     """
     for start in range(0, len(x), block):
         part = slice(start, min(start + block, len(x)))
-        distances = squared_distances(x[part], y)
-        if y is x:
+        distances = squared_distances(x[part], x if y is None else y)
+        if y is None:
             distances.diagonal(start).fill_(torch.inf)
         yield part, distances
 
 
-def nearest(x: Tensor, y: Tensor, k: int = 1, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
-    """The ``k`` nearest of ``y`` for each of ``x``, itself left out where ``y is x``.
+def nearest(x: Tensor, y: Tensor | None, k: int = 1, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """The ``k`` nearest of ``y`` for each of ``x``.
 
     Args:
         x: ``(N, D)`` features.
-        y: ``(M, D)`` features.
+        y: ``(M, D)`` features, or ``None`` for the others of ``x``.
         k: how many, below the number there are.
         block: rows at once.
 
@@ -100,10 +104,9 @@ def nearest(x: Tensor, y: Tensor, k: int = 1, *, block: int = BLOCK) -> tuple[Te
     >>> index[:, 0].tolist(), distance[:, 0].tolist()
     ([0, 1], [1.0, 0.5])
     """
-    own = y is x
-    x, y = checked(x, least=1), checked(y, least=1, name="references")
-    if not 1 <= k <= len(y) - own:
-        raise ValueError(f"the {k} nearest of {len(y)} do not exist; take k from 1 to {len(y) - own}")
-    y, x = centred(y, x)
-    found = [d.topk(k, largest=False) for _, d in gaps(y if own else x, y, block=block)]
+    sets = [checked(x, least=1)] + ([] if y is None else [checked(y, least=1, name="references")])
+    others = len(sets[-1]) - (y is None)
+    if not 1 <= k <= others:
+        raise ValueError(f"the {k} nearest of {len(sets[-1])} do not exist; take k from 1 to {others}")
+    found = [d.topk(k, largest=False) for _, d in gaps(*reversed(centred(*reversed(sets))), block=block)]
     return torch.cat([f.values for f in found]).sqrt(), torch.cat([f.indices for f in found])
