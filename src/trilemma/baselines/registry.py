@@ -10,12 +10,14 @@ from .._names import lookup, unknown
 from ..train.checkpoint import read_config, read_model
 from ..train.game import Game
 from .ddgan import DDGAN
+from .flow import NormalizingFlow
 from .gan import GAN
 from .vae import VAE
+from .vq import VQVAE
 
 __all__ = ["GAMES", "build_game", "family", "load_game"]
 
-GAMES: dict[str, type[Game]] = {"gan": GAN, "ddgan": DDGAN, "vae": VAE}
+GAMES: dict[str, type[Game]] = {"gan": GAN, "ddgan": DDGAN, "vae": VAE, "vq": VQVAE, "flow": NormalizingFlow}
 """Every family by its name, ``Game.family``."""
 
 
