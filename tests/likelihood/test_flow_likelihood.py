@@ -20,7 +20,10 @@ from trilemma.denoise import (
     Thresholded,
 )
 from trilemma.likelihood import class_posterior, log_likelihood
+from trilemma.likelihood.field import Field
+from trilemma.likelihood.solve import _gregory
 from trilemma.process import EDM, VP, Cosine, Flow
+from trilemma.sampling.angle import norm_at, time_at_angle
 
 TWO = Mixture.example()
 X = torch.tensor([[0.3, -0.2], [1.0, 0.4], [-0.8, 0.9], [0.1, 1.2]], dtype=F64)
@@ -151,6 +154,27 @@ def test_conditions_and_guidance():
 
 
 # Its three errors
+
+
+def test_the_score_that_carries_errors_is_that_of_the_density():
+    """grad log p(y), y = x_t / r, by automatic differentiation of the closed form."""
+    model, theta = TWO.torch(Flow()), torch.tensor([0.2, 0.6, 1.0, 1.5], dtype=F64)
+    field = Field(model, {}, 0.5, lambda product, y, items, index: y.flatten(1)[:, :1], F64, 4, X.device)
+    y = X.clone().requires_grad_()
+    t = time_at_angle(model.process, theta, 0.5)
+    log_p = torch.stack(
+        [model.log_prob((y * norm_at(model.process, t, 0.5)[:, None])[i : i + 1], t[i]) for i in range(4)]
+    )
+    (expected,) = torch.autograd.grad(log_p.sum(), y)
+    v, _ = field(theta, X, torch.arange(4))
+    torch.testing.assert_close(field.score(theta, X, v), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("steps", "degree"), [(8, 4), (9, 3), (40, 4)])
+def test_gregory_integrates_polynomials(steps, degree):
+    x = torch.arange(steps + 1, dtype=F64)
+    for k in range(degree + 1):
+        assert float(_gregory(steps, degree) @ x**k) == pytest.approx(steps ** (k + 1) / (k + 1), rel=1e-12)
 
 
 def test_the_solver_knows_its_error():
