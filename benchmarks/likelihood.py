@@ -184,7 +184,13 @@ def section_coverage() -> list[str]:
     case, rows, n = Case("gmm64", 1), [], 500
     exact = case.run(EDM(), steps=24).log_prob
     case.x = case.x.expand(n, -1)
-    for trace, probes in (("hutchinson", 16), ("hutchinson", 4), ("orthogonal", 16), ("hutch++", 8)):
+    for trace, probes in (
+        ("hutchinson", 4),
+        ("hutchinson", 16),
+        ("hutchinson", 32),
+        ("orthogonal", 16),
+        ("hutch++", 8),
+    ):
         found = case.run(EDM(), steps=24, trace=trace, probes=probes)
         share = float(((found.log_prob - exact).abs() < found.stderr).double().mean())
         student = torch.distributions.StudentT(probes - 1.0)
