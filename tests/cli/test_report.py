@@ -79,12 +79,11 @@ def test_findings_change_when_the_figures_do(figures):
     rows = figures["rows"]
     rows[0]["metrics"]["fid"] = estimate(2.0, 0.1)  # now clearly behind
     rows[2]["copies"] = 0.29
-    rows[3]["bits_per_dim"] = {"value": 2.0, "low": 1.9, "high": 2.1, "bound": True, "text": "2.0"}
-    rows[3]["run_name"] = "vae"
+    rows[3]["bits_per_dim"] = {"value": 2.0, "low": 1.9, "high": 2.1, "text": "2.0"}
     start = {line.split(".")[0]: line for line in map(plain, findings(figures))}
     assert "ahead of all others" in start["Quality"]
     assert "No method's samples lie much nearer" in start["Copies"]
-    assert "vae at most 2.000 [1.900, 2.100]" in start["Likelihood"]
+    assert "runs/vae at most 2.000 [1.900, 2.100]" in start["Likelihood"]
 
 
 def test_scores_are_relative_to_real_images_and_to_the_slowest(figures):

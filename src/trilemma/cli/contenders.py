@@ -15,6 +15,7 @@ from ..evaluate.cost import Cost, Meter
 from ..evaluate.reference import tensors_checksum
 from ..numerics.noise import Noise
 from ..sampling import ProgressBar, sample
+from .bits import of_denoiser, of_game
 from .sample import Calls, Sample, fast_numbers
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Contender:
         shape: of an image.
         classes: number of labels, 0 for none.
         device: where it works.
+        bits: from images in model units, labels and a seed to bits per dimension as in `bits`, or ``None``.
         make: from seeds, labels on the device and the title of a progress bar, "" for none, to images and the network
             evaluations each took.
     """
@@ -68,6 +70,7 @@ class Contender:
     classes: int
     device: torch.device
     make: Callable[[Tensor, Tensor | None, str], tuple[Tensor, int]]
+    bits: Callable[[Tensor, Tensor | None, int], dict[str, Any] | None]
 
     def draw(self, n: int, labels: Tensor | None, *, seed: int, batch: int, watts: float) -> Drawn:
         """``n`` samples in batches. What is over at once is done again until the clock can tell, and its first time forgotten.
@@ -175,6 +178,7 @@ def _denoiser(
         classes=len(info["class_names"]) if "label" in model.cond_keys else 0,
         device=device,
         make=make,
+        bits=lambda x, label, seed: of_denoiser(model, x, label, seed=seed),
     )
 
 
@@ -205,4 +209,5 @@ def _game(run: str, game: "Game", device: torch.device) -> Contender:
         classes=game.classes,
         device=device,
         make=make,
+        bits=lambda x, label, seed: of_game(game, x, label, seed=seed),
     )

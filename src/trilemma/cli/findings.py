@@ -143,7 +143,7 @@ def _bits(rows: Sequence[Row]) -> list[str]:
     if not known:
         return []
     said = [
-        f"{row['run_name']} {'at most ' if row['bits_per_dim']['bound'] else ''}{row['bits_per_dim']['value']:.3f} "
+        f"{row['run']} at most {row['bits_per_dim']['value']:.3f} "
         f"[{row['bits_per_dim']['low']:.3f}, {row['bits_per_dim']['high']:.3f}]"
         for row in known.values()
     ]

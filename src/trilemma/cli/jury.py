@@ -113,6 +113,7 @@ class Jury:
             n=len(unseen),
             seed=settings.seed,
         )
+        self._known: dict[str, dict[str, Any] | None] = {}
         self._reference = extractor.read(train.images)
         self._seen = extractor.read(unseen.images)
         self.floor = self._figures(self._seen, unseen.labels, None)
@@ -127,8 +128,17 @@ class Jury:
         settings, n = self.settings, len(self.unseen)
         rows = Path(settings.out) / "rows"
         figures, samples = (rows / f"{slug(entrant.name)}{ending}" for ending in (".json", ".npz"))
-        key = f"{entrant.weights} {n} {settings.seed} {settings.batch} {settings.watts} {entrant.device} {self.stamp}"
-        key = f"{zlib.crc32(' '.join([key, *settings.metrics]).encode()):08x}"
+        parts = (
+            entrant.weights,
+            entrant.device,
+            self.stamp,
+            n,
+            settings.bits,
+            settings.batch,
+            settings.watts,
+            settings.metrics,
+        )
+        key = f"{zlib.crc32(repr(parts).encode()):08x}"
         row = _kept(figures, samples, key)
         if row is None:
             labels = None if self.unseen.labels is None or not entrant.classes else self.unseen.labels
@@ -145,6 +155,7 @@ class Jury:
                 **asdict(drawn.cost),
                 "metrics": found,
                 "copies": float(self._nearest(images)[0].median()),
+                "bits_per_dim": self._bits(entrant),
             }
             rows.mkdir(parents=True, exist_ok=True)
             part = samples.with_name(f".{samples.stem}.part.npz")
@@ -171,6 +182,21 @@ class Jury:
             name: {"value": e.value, "low": e.low, "high": e.high, "text": str(e), "note": e.note, "method": e.method}
             for name, e in found.items()
         }
+
+    def _bits(self, entrant: Contender) -> dict[str, Any] | None:
+        """Bits per dimension of unseen images, once for all rules of a run."""
+        count, labels = self.settings.bits, self.unseen.labels
+        if count == 0:
+            return None
+        if entrant.run not in self._known:
+            x = self.unseen.model_units(slice(0, count))
+            mine = labels[:count] if labels is not None and entrant.classes else None
+            try:
+                self._known[entrant.run] = entrant.bits(x, mine, self.settings.seed)
+            except ValueError as error:
+                print(f"no likelihood of {entrant.run}: {error}", file=sys.stderr)
+                self._known[entrant.run] = None
+        return self._known[entrant.run]
 
     def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Distance by pixel of the first images to the nearest training image, and which one that is."""

@@ -192,7 +192,7 @@ def _table(figures: dict[str, Any]) -> str:
 
 def _bits(row: dict[str, Any]) -> str:
     bits = row.get("bits_per_dim")
-    return "" if not bits else f"{'≤ ' if bits['bound'] else ''}{bits['text']}"
+    return "" if not bits else f"≤ {bits['text']}"
 
 
 def _made(figures: dict[str, Any]) -> str:
