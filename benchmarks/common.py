@@ -102,7 +102,18 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
 
 def document(title: str, script: str, packages: Iterable[str], lines: Iterable[str], out: Path | None) -> None:
     """Print the markdown page of a benchmark and write it: title, date, machine, versions, command, then ``lines``."""
-    given = ("diff-sampler", "unipc", "dpm-solver", "cache", "peers-json", "mnist")
+    given = (
+        "diff-sampler",
+        "unipc",
+        "dpm-solver",
+        "cache",
+        "peers-json",
+        "mnist",
+        "r3gan",
+        "pictures",
+        "store",
+        "data",
+    )
     folders = {f"--{name}": name.upper().replace("-", "_") for name in given}
     paths = folders | {
         "--edm": "PATH_TO_EDM",

@@ -1,5 +1,7 @@
 """One denoising step of the denoising-diffusion GAN: exact laws of linear Gaussian steps, and the losses of its players."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -95,8 +97,16 @@ def batch_of(n, size=None):
     return Minibatch(x, torch.arange(n) % 3, Noise(0, n), 0, Noise(0, 1), slice(0, n), size or n)
 
 
+def margin(game, batch, x_t):
+    """What the discriminator says of real minus generated pairs, for a generator that adds 0.5."""
+    k = 1 + batch.label
+    return game.discriminator(torch.cat([batch.x, x_t], 1), k) - game.discriminator(
+        torch.cat([batch.x + 0.5, x_t], 1), k
+    )
+
+
 def test_real_and_generated_pairs_agree_where_the_generator_is_right():
-    """At k = 1 the generated x_s is x0hat: with the true x0 both pairs are the same, and the discriminator's margin is 0."""
+    """At k = 1 the generated x_s is x0hat: with the true x0 both pairs are the same, the game is log 2, penalties are equal."""
     torch.manual_seed(0)
     game = DDGAN((1, 8, 8), classes=3, steps=1, gamma=(0.5, 0.5), **SMALL)
     batch = batch_of(6)
@@ -108,11 +118,14 @@ def test_real_and_generated_pairs_agree_where_the_generator_is_right():
     for i in range(6):
         k = torch.tensor([1 + i % 3])
         d = lambda v: game.discriminator(torch.cat([v, x_t[i]])[None], k)[0]  # noqa: B023
-        rows.append(torch.stack([d(batch.x[i]), torch.func.grad(d)(batch.x[i]).square().sum()]))
-    score, slopes = torch.stack(rows).detach().T
+        rows.append(torch.func.grad(d)(batch.x[i]).square().sum())
+    slopes = torch.stack(rows).detach()
     torch.testing.assert_close(figures["r1"].detach(), slopes.mean())
-    expected = -torch.sigmoid(score).log().mean() - torch.sigmoid(-score).log().mean() + 0.25 * slopes.mean()
-    torch.testing.assert_close(loss.detach(), expected)
+    torch.testing.assert_close(figures["r2"].detach(), slopes.mean())
+    torch.testing.assert_close(loss.detach(), math.log(2) + 0.5 * slopes.mean())
+    game.generator = Known(batch.x + 0.5)
+    loss, figures = game.loss("generator", batch)
+    assert loss.item() == pytest.approx(torch.log1p((margin(game, batch, x_t)).exp()).mean().item(), rel=1e-4)
 
 
 def test_every_step_is_trained_equally_often_and_parts_of_a_batch_are_the_batch():

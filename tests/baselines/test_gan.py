@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trilemma.baselines.adversarial import annealed, gradient_penalty, non_saturating, relativistic
+from trilemma.baselines.adversarial import annealed, gradient_penalty, relativistic
 from trilemma.baselines.gan import GAN
 from trilemma.baselines.registry import GAMES, build_game
 from trilemma.baselines.residual import Discriminator, Generator, _Down, _Up
@@ -133,12 +133,6 @@ def test_a_location_is_found(spread):
         with torch.no_grad():
             theta -= 0.5 * torch.autograd.grad(loss, theta)[0]
     assert theta.item() == pytest.approx(1.5, abs=1e-3)
-
-
-def test_the_classic_loss_is_minus_the_log_probability():
-    score = torch.linspace(-4, 4, 9)
-    torch.testing.assert_close(non_saturating(score, real=True), -torch.sigmoid(score).log())
-    torch.testing.assert_close(non_saturating(score, real=False), -(1 - torch.sigmoid(score)).log())
 
 
 def test_constants_move_along_half_a_cosine():

@@ -1,4 +1,4 @@
-r"""What adversarial games lower: relativistic pairing, the non-saturating pair, gradient penalties.
+r"""What adversarial games lower: relativistic pairing and two gradient penalties.
 
 With real items x, generated ones y = G(z), paired one to one, and f(u) = softplus(-u) = -log sigmoid(u),
 
@@ -7,16 +7,14 @@ With real items x, generated ones y = G(z), paired one to one, and f(u) = softpl
 
 the discriminator says how much more real one item is than the other, so that it cannot be content with all generated items on
 one side of a threshold: every mode of the data has to be covered. Both penalties together make the equilibrium locally
-convergent. The classic non-saturating game is
-
-    L_D = E f(D(x)) + E f(-D(y)) + gamma/2 R_1,          L_G = E f(D(y)).                                     (3)
+convergent.
 
 Constants move from one value to another over the first ``n`` updates along half a cosine,
 
-    c(k) = c_1 + (c_0 - c_1) (1 + cos(pi min(1, k/n))) / 2.                                                   (4)
+    c(k) = c_1 + (c_0 - c_1) (1 + cos(pi min(1, k/n))) / 2.                                                   (3)
 
-Sources: Huang et al. 2024, arXiv 2501.05441, equations 2 and 5, section 3 and appendix (1), (2), (4); Jolicoeur-Martineau 2018,
-arXiv 1807.00734 (the pairing); Goodfellow et al. 2014, arXiv 1406.2661, Mescheder et al. 2018, arXiv 1801.04406 (3).
+Sources: Huang et al. 2024, arXiv 2501.05441, equations 2 and 5, section 3 and appendix; Jolicoeur-Martineau 2018,
+arXiv 1807.00734 (the pairing); Mescheder et al. 2018, arXiv 1801.04406 (the penalties).
 """
 
 import math
@@ -26,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-__all__ = ["annealed", "gradient_penalty", "non_saturating", "relativistic"]
+__all__ = ["annealed", "gradient_penalty", "relativistic"]
 
 
 def relativistic(winner: Tensor, loser: Tensor) -> Tensor:
@@ -43,19 +41,6 @@ def relativistic(winner: Tensor, loser: Tensor) -> Tensor:
     tensor([0.6931, 0.6931])
     """
     return softplus(loser - winner)
-
-
-def non_saturating(score: Tensor, *, real: bool) -> Tensor:
-    """The classic loss f(score), or f(-score), of (3), item by item.
-
-    Args:
-        score: what the discriminator says, ``(B,)``: log odds of being real.
-        real: what the player wants the items to be taken for.
-
-    >>> non_saturating(torch.tensor([50.0]), real=True)
-    tensor([1.9287e-22])
-    """
-    return softplus(-score if real else score)
 
 
 def gradient_penalty(score: Tensor, x: Tensor) -> Tensor:
@@ -79,7 +64,7 @@ def gradient_penalty(score: Tensor, x: Tensor) -> Tensor:
 
 
 def annealed(ends: Sequence[float], step: int, over: int) -> float:
-    """The constant (4) after ``step`` updates.
+    """The constant (3) after ``step`` updates.
 
     Args:
         ends: first and last value.
