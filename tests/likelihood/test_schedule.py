@@ -12,7 +12,17 @@ from trilemma.likelihood.bound import elbo, eps_error
 from trilemma.likelihood.schedule import fit_schedule
 from trilemma.nets import MLP
 from trilemma.numerics.noise import Noise
-from trilemma.process import VP, Flow, Learned, process_from_config, process_from_entry, process_to_config
+from trilemma.process import (
+    EDM,
+    VP,
+    Flow,
+    Learned,
+    LogSNR,
+    SubVP,
+    process_from_config,
+    process_from_entry,
+    process_to_config,
+)
 from trilemma.process.times import Uniform
 from trilemma.train import TrainConfig, Trainer
 from trilemma.train.objectives import denoising_loss
@@ -161,3 +171,31 @@ def test_what_cannot_be_fitted_is_refused():
     perfect = FiniteDenoiser(Flow(), torch.zeros(1, 1))
     with pytest.raises(ValueError, match="no error at any level"):
         fit_schedule(perfect, torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("process", [VP(), SubVP(), EDM(5.0), Flow()], ids=lambda p: type(p).__name__)
+def test_the_likelihood_weighting_is_the_bound_on_every_process(process):
+    """ScoreFlow: a mean over times of density g^2/sigma^2, times the length of the interval, is the diffusion term."""
+    model = Preconditioned(MLP(2, width=16, depth=1), process, "v").double()
+    nn.init.normal_(model.net.out.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+    x = Mixture.example().torch(process).draw(Noise(0, 10_000))[0]
+    law = LogSNR(low=-8.0, high=8.0)
+    low, high = law.ends(process)
+    t = law(process, len(x), Noise(1, 1))
+    with torch.no_grad():
+        loss = 2 * (high - low) * denoising_loss(model, x, t, Noise(2, len(x)), weighting="likelihood")
+    bound = elbo(model, x[:1000], samples=16, ends=(low, high), batch=8192).diffusion
+    error = (float(loss.var()) / len(x) + float(bound.value.var()) / 1000) ** 0.5
+    assert abs(float(loss.mean() - bound.value.mean())) < 4.5 * error
+    assert error < 0.06 * float(loss.mean())
+
+
+def test_both_forms_of_the_likelihood_weighting_train_the_same_bound():
+    with pytest.raises(ValueError, match="wants uniform times"):
+        Trainer(
+            Preconditioned(MLP(2), VP(), "v"), torch.zeros(8, 2), config=TrainConfig(weighting="elbo", times="log_snr")
+        )
+    with pytest.raises(ValueError, match="in order"):
+        LogSNR(low=3.0, high=1.0)
+    with pytest.raises(ValueError, match="begins at log-SNR"):
+        LogSNR(low=-20.0, high=-11.0).ends(VP())

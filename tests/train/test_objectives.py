@@ -99,6 +99,7 @@ PUBLISHED = {
     "sigmoid": lambda on_x, on_eps, snr, rate: rate * on_eps / (1 + snr * math.exp(-2)),
     "sigmoid:-3": lambda on_x, on_eps, snr, rate: rate * on_eps / (1 + snr * math.exp(3)),
     "elbo": lambda on_x, on_eps, snr, rate: rate * on_eps / 2,
+    "likelihood": lambda on_x, on_eps, snr, rate: on_eps / 2,
 }
 
 

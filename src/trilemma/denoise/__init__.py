@@ -5,6 +5,7 @@ from .exact import Covariances, FiniteDenoiser, GaussianDenoiser, MixtureDenoise
 from .guidance import CFG, Guided, Thresholded, Unconditional, Within
 from .posterior import Categorical, Gaussian
 from .targets import TARGETS
+from .variance import LearnedVariance
 
 __all__ = [
     "CFG",
@@ -16,6 +17,7 @@ __all__ = [
     "Gaussian",
     "GaussianDenoiser",
     "Guided",
+    "LearnedVariance",
     "MixtureDenoiser",
     "Preconditioned",
     "Rescheduled",

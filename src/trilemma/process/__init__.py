@@ -6,7 +6,7 @@ from .grid import GRIDS
 from .learned import Learned
 from .named import EDM, VE, VP, Cosine, Flow, Sigmoid, SubVP
 from .registry import PROCESSES, process_from_config, process_from_entry, process_to_config
-from .times import TIMES, GeometricLevels, LogitNormal, LogNormalSigma, TimeLaw, Uniform
+from .times import TIMES, GeometricLevels, LogitNormal, LogNormalSigma, LogSNR, TimeLaw, Uniform
 
 __all__ = [
     "EDM",
@@ -22,6 +22,7 @@ __all__ = [
     "GeometricLevels",
     "Learned",
     "LogNormalSigma",
+    "LogSNR",
     "LogitNormal",
     "Shifted",
     "Sigmoid",

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..numerics.noise import Noise
 from .gaussian import GaussianProcess
 
-__all__ = ["TIMES", "GeometricLevels", "LogNormalSigma", "LogitNormal", "TimeLaw", "Uniform"]
+__all__ = ["TIMES", "GeometricLevels", "LogNormalSigma", "LogSNR", "LogitNormal", "TimeLaw", "Uniform"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,48 @@ class LogNormalSigma(TimeLaw):
 
 
 @dataclass(frozen=True)
+class LogSNR(TimeLaw):
+    """Log-SNR uniform from ``low``, or that of t = 1 if it is higher, to ``high``: times with density g^2/sigma^2.
+
+    With it the bound on the likelihood is a plain mean: weighting ``likelihood``, times the length of the interval and the number
+    of elements, is its diffusion term, and no factor varies with the process.
+
+    Args:
+        low_discrepancy: spread each batch evenly.
+        low: the noisiest level.
+        high: the cleanest.
+
+    Raises:
+        ValueError: the levels are not in order, or the process does not reach ``high``.
+
+    Source: Song et al. 2021 (arXiv:2101.09258), section 4.1, importance sampling of the likelihood weighting, in closed form.
+
+    >>> from trilemma.process import EDM
+    >>> EDM(1.0).log_snr(LogSNR(low=-5.0, high=8.0).quantile(EDM(1.0), torch.tensor([0.25, 0.75])))         # EDM(1) begins at 0
+    tensor([6., 2.])
+    """
+
+    low: float = -12.0
+    high: float = 12.0
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"levels must be finite and in order, got low={self.low}, high={self.high}")
+
+    def ends(self, process: GaussianProcess) -> tuple[float, float]:
+        """The interval on a process."""
+        low = max(self.low, float(process.log_snr(torch.tensor(1.0, dtype=torch.float64))))
+        if low >= self.high:
+            raise ValueError(f"{process} begins at log-SNR {low:.4g}, which is not below high={self.high}")
+        return low, self.high
+
+    def quantile(self, process: GaussianProcess, u: Tensor) -> Tensor:
+        """The time at which the log-SNR is high + u (low - high)."""
+        low, high = self.ends(process)
+        return process.time(high + u * (low - high))
+
+
+@dataclass(frozen=True)
 class GeometricLevels(TimeLaw):
     """sigma/alpha one of ``count`` levels in geometric progression, each as likely as any other, whatever the process.
 
@@ -146,6 +188,7 @@ TIMES: dict[str, Callable[[], TimeLaw]] = {
     "low_discrepancy": Uniform,
     "logit_normal": LogitNormal,
     "log_normal_sigma": LogNormalSigma,
+    "log_snr": LogSNR,
     "geometric": GeometricLevels,
 }
 """Every law of training times by its name."""

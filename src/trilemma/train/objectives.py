@@ -32,7 +32,7 @@ from .config import parse_entry
 
 __all__ = ["WEIGHTINGS", "Weighting", "denoising_error", "denoising_loss", "loss_weight", "weighting"]
 
-_VARIANCE_SHARE = 1e-3  # of the error of a learned variance, so that it leaves the trunk to the mean
+_VARIANCE_SHARE = 0.1  # of the error of a learned variance: most of the trunk is left to the mean
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,8 @@ def denoising_error(
 ) -> Tensor:
     """The mean squared error (1) of the network's output: shape ``(B,)``, float32 or wider.
 
-    For a learned variance also a thousandth of its own error, iDDPM's hybrid loss L_simple + 0.001 L_vlb (arXiv:2102.09672).
+    For a learned variance also a tenth of its own error: iDDPM's hybrid loss (arXiv:2102.09672), whose L_simple + 0.001 L_vlb
+    counts the sum over a thousand steps or more, so a term of it about as much as the error of the mean.
     """
     eps = noise if isinstance(noise, Tensor) else noise.normal_like(x)
     x_t, truth = model.process.perturb(x, t, eps), model.regression_target(x, eps, t)
