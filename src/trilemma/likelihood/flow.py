@@ -101,14 +101,14 @@ def log_likelihood(
         ArithmeticError: an item cannot meet the tolerance.
 
     Cost:
-        Forward passes: ``steps``, or by the tolerance: on a mixture in 64 dimensions 55 for 1e-4 and 88 for 1e-5,
+        Forward passes: ``steps``, or by the tolerance: on a mixture in 64 dimensions 60 for 1e-4 and 99 for 1e-5,
         each item its own. Vector-Jacobian products a pass: D for the exact trace, ``probes`` for Hutchinson's, three
         times that for Hutch++. Two passes more where the prior is not exact and alpha(1) > 0.
 
     Error:
         Of the solver, about the tolerance for the mean over items. Of one probe, with signs, sqrt(2 sum_{i != j}
         S_ij^2) for the integral of the symmetric part S of dv/dy; for ``fresh`` ones that of every step, added in
-        squares: a factor of 5 for 64 steps; for ``orthogonal`` ones 8 in 64 dimensions.
+        squares: a factor of 6 for 64 steps; for ``orthogonal`` ones 8 in 64 dimensions.
 
     Differs:
         Song et al. integrate from t = 1e-5 with one probe and batch-wide steps, and take N(0, 1) for x_1.
