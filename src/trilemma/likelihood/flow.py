@@ -114,10 +114,11 @@ def log_likelihood(
         Song et al. integrate from t = 1e-5 with one probe and batch-wide steps, and take N(0, 1) for x_1.
 
     >>> import trilemma as tl
-    >>> two = tl.MixtureDenoiser(tl.Flow(), torch.tensor([[-1.0], [1.0]]), tl.Covariances.diagonal(torch.full((2, 1),
-    0.01))) >>> x = torch.tensor([[0.9], [0.3]])
-    >>> (log_likelihood(two, x).log_prob - two.log_prob(x)).abs().max() < 1e-4
-    tensor(True)
+    >>> narrow = tl.Covariances.diagonal(torch.full((2, 1), 0.01))
+    >>> two = tl.MixtureDenoiser(tl.Flow(), torch.tensor([[-1.0], [1.0]]), narrow)
+    >>> x = torch.tensor([[0.9], [0.3]])
+    >>> bool((log_likelihood(two, x).log_prob - two.log_prob(x)).abs().max() < 1e-3)
+    True
     """
     device, given = check(denoiser, x.shape, x, cond)
     if x.ndim < 2 or len(x) == 0:

@@ -85,6 +85,12 @@ def class_posterior(
 
     Cost:
         K times that of :func:`log_likelihood`.
+
+    >>> import trilemma as tl
+    >>> net = lambda x, c_time, label: 0.3 * (label[:, None] - 0.5) * torch.ones_like(x)
+    >>> model = tl.Preconditioned(net, tl.Flow(), "velocity")                 # label 1 lies below label 0
+    >>> class_posterior(model, torch.tensor([[-2.0], [2.0]]), [0, 1], steps=16, trace="exact").best
+    tensor([1, 0])
     """
     values = torch.as_tensor(classes)
     if values.ndim != 1 or len(values) == 0:
