@@ -97,6 +97,18 @@ def test_players_move_in_turn_and_the_second_sees_what_the_first_did():
     assert trainer.model.b.requires_grad
 
 
+def test_every_move_has_noise_of_its_own():
+    seen = []
+
+    class Spy(Tug):
+        def loss(self, player, batch):
+            seen.extend(round(float(n.normal((n.n, 1))[0]), 9) for n in (batch.noise, batch.noise.at(1), batch.whole))
+            return super().loss(player, batch)
+
+    rows(Trainer(Spy(), torch.zeros(8, 1), config=TrainConfig(**{**SETTINGS, "steps": 2})))
+    assert len(seen) == len(set(seen)) == 12
+
+
 def test_parameters_that_were_frozen_stay_so():
     game = Tug()
     game.a.requires_grad_(False)
