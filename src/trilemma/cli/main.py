@@ -10,7 +10,19 @@ from .._version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("train", "sample", "tune", "evaluate", "report", "info", "demo")
+COMMANDS = (
+    "train",
+    "sample",
+    "tune",
+    "evaluate",
+    "report",
+    "likelihood",
+    "encode",
+    "decode",
+    "interpolate",
+    "info",
+    "demo",
+)
 HELP = f"""trilemma {__version__}: train one denoiser, get everything from it.
 
 usage: trilemma COMMAND [OPTIONS]        trilemma COMMAND --help lists the options of one
@@ -22,6 +34,10 @@ commands:
   tune     find the best way to sample a run in few steps, and keep it beside the run
   evaluate measure a set of images against real ones, every figure with its interval
   report   compare runs and ways to sample them: quality, coverage, speed and energy on one page
+  likelihood bits per dimension of data under a run, with its error and where that comes from
+  encode   data to the noise that a run would make them of, if asked bit for bit; decode is the way back
+  decode   latents back to data
+  interpolate the way between items, or between seeds
   info     describe a run, or list every process, rule, grid and network there is
 
 to begin with:

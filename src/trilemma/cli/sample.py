@@ -104,7 +104,7 @@ def run(settings: Sample) -> int:
     seconds = time.perf_counter() - start
     images = torch.cat(parts)
 
-    out = Path(settings.out or _fresh(Path(settings.path) / "drawn"))
+    out = Path(settings.out or free_folder(Path(settings.path) / "drawn"))
     out.mkdir(parents=True, exist_ok=True)
     save_picture(out / "grid.png", images, columns=len(names) if 1 < len(names) <= 20 and not settings.label else None)
     arrays: dict[str, Any] = {"images": to_uint8(images).permute(0, 2, 3, 1).numpy()}
@@ -351,7 +351,7 @@ class Calls:
         return self.calls
 
 
-def _fresh(folder: Path) -> Path:
+def free_folder(folder: Path) -> Path:
     """A folder that does not exist yet: this one, or with the first free number behind it."""
     number = 1
     while (candidate := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
