@@ -59,7 +59,7 @@ def posterior(process: GaussianProcess, x0: Tensor, x_t: Tensor, s: Tensor, t: T
 
 
 class DDGAN(Game):
-    """A generator of clean images from noisy ones, and a discriminator of steps.
+    """A denoising-diffusion GAN: a sample in a few denoising steps.
 
     Args:
         shape: of an image, ``(C, H, W)``.

@@ -22,7 +22,7 @@ __all__ = ["GAN"]
 
 
 class GAN(Game):
-    """A generator and a discriminator.
+    """A generative adversarial network: a sample in one call.
 
     Args:
         shape: of an image, ``(C, H, W)``, sides multiples of ``2**(levels - 1)``.

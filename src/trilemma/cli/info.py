@@ -66,8 +66,8 @@ def _list() -> str:
         [name, ", ".join(f"{p.name}={p.default}" for p in signature(make).parameters.values()), first_line(make)]
         for name, make in PROCESSES.items()
     ]
-    families = [["diffusion", "--net, --process and --target below", "a denoiser, sampled by any rule below"]]
-    families += [[name, _options(kind), first_line(kind)] for name, kind in GAMES.items()]
+    families = [["diffusion", "A denoiser, sampled by any rule below.", "--net, --process, --target"]]
+    families += [[name, first_line(kind), _options(kind)] for name, kind in GAMES.items()]
     return "\n\n".join(
         [
             columns("data (--data)", [[name, about] for name, about in FORMATS.items()]),
