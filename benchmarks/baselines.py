@@ -59,11 +59,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="digits, or a file with images; the last 5000 are held out")
     parser.add_argument("--presets", nargs="*", default=["gan-digits", "ddgan-digits"])
-    parser.add_argument("--peers", nargs="*", choices=["gan", "vae"], default=["gan", "vae"])
     parser.add_argument(
         "--unlabelled", action="store_true", help="train the presets without labels too, as the peers are"
     )
-    parser.add_argument("--peers", nargs="*", default=["dcgan", "r3gan", "r3gan-rates"])
+    parser.add_argument("--peers", nargs="*", default=["dcgan", "r3gan", "r3gan-rates", "vae"])
     parser.add_argument("--r3gan", type=Path, help="a checkout of R3GAN")
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--seconds", type=float, help="of the peers; those of the first preset without it")
@@ -113,10 +112,10 @@ def main() -> None:
         judged("Vanilla VAE of PyTorch-VAE", lambda: peer(convolutional), classes=False)
         tuned = {"latents": 16, "weight": 0.0025, "lr": 2e-3}
         judged("Vanilla VAE, tuned", lambda: peer(convolutional, **tuned), classes=False)
-    missing = []
-    if "gan" in options.peers:
+    if "dcgan" in options.peers:
         judged("DCGAN", lambda: peer(dcgan), classes=False)
-    if "gan" not in options.peers:
+    missing = []
+    if not {"r3gan", "r3gan-rates"} & set(options.peers):
         pass
     elif options.r3gan and options.r3gan.exists():
         wide = {"checkout": options.r3gan, "widths": (64, 32) if train.shape[1] == 8 else (128, 64, 32)}
