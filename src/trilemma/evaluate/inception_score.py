@@ -111,8 +111,7 @@ def inception_score_splits(logits: Tensor, *, splits: int = 10) -> tuple[float, 
     >>> inception_score_splits(50 * torch.eye(4).repeat(10, 1))
     (4.0, 0.0)
     """
-    logits = _checked(logits, least=max(1, splits))
-    n = len(logits)
+    n = len(checked(logits, least=max(1, splits)))
     edges = [i * n // splits for i in range(splits + 1)]
     scores = torch.tensor([_sums(logits[i:j]).score for i, j in pairwise(edges)], dtype=torch.float64)
     return float(scores.mean()), float(scores.std(correction=0))
@@ -126,12 +125,12 @@ def _checked(logits: Tensor, *, least: int) -> Tensor:
 
 
 def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    x = logits.double()
-    x = x - x.amax(1, keepdim=True)
+    x = logits.to(torch.float64, copy=True)
+    x -= x.amax(1, keepdim=True)
     p = x.exp()
-    total = p.sum(1, keepdim=True)
-    p /= total
-    return p, total[:, 0].log() - (p * x).sum(1)  # H = log sum e^x - sum p x
+    total = p.sum(1)
+    p /= total[:, None]
+    return p, total.log() - torch.linalg.vecdot(p, x)  # H = log sum e^x - sum p x
 
 
 def _sums(logits: Tensor) -> ClassSums:

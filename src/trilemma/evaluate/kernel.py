@@ -261,15 +261,17 @@ def _parts(samples: Tensor, reference: Tensor, kernel: Kernel, size: int, seed: 
 def _within(x: Tensor, kernel: Kernel) -> tuple[Tensor, float, float]:
     """Row means without the diagonal, mean square without it, mean of the diagonal."""
     n = len(x)
-    rows, squares, diagonal = [], 0.0, 0.0
-    for start in range(0, n, BLOCK):
-        k = kernel(x[start : start + BLOCK], x)
-        own = k.diagonal(start)
-        diagonal += float(own.sum())
-        own.zero_()
-        rows.append(k.sum(1) / (n - 1))
-        squares += float(torch.linalg.vector_norm(k).square())
-    return torch.cat(rows), squares / (n * (n - 1)), diagonal / n
+    rows, squares, diagonal = torch.zeros(n, dtype=torch.float64), 0.0, 0.0
+    for start in range(0, n, BLOCK):  # the upper triangle of blocks: k is symmetric
+        stop = min(start + BLOCK, n)
+        k = kernel(x[start:stop], x[start:])
+        own, rest = k[:, : stop - start], k[:, stop - start :]
+        diagonal += float(own.diagonal().sum())
+        own.diagonal().zero_()
+        rows[start:stop] += k.sum(1)
+        rows[stop:] += rest.sum(0)
+        squares += float(torch.linalg.vector_norm(own).square() + 2 * torch.linalg.vector_norm(rest).square())
+    return rows / (n - 1), squares / (n * (n - 1)), diagonal / n
 
 
 def _across(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, float]:
