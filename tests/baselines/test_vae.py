@@ -315,6 +315,14 @@ def test_bits_per_dim_of_integers_count_the_integers():
     torch.testing.assert_close(bits, torch.ones(3, dtype=torch.float64))
 
 
+def test_bounds_are_those_of_the_model_in_evaluation_and_leave_its_mode_alone():
+    """In training the optimal deviation is that of the batch: items would depend on their neighbours."""
+    model = VAE((1, 8, 8), pixels="normal:0", latent=3, widths=(16,)).double().train()
+    one, many = model.elbo(LEVELS[:1], seeds=[5]).elbo, model.elbo(LEVELS, seeds=[5, 6, 7]).elbo
+    torch.testing.assert_close(one, many[:1])
+    assert model.training
+
+
 def test_data_that_are_at_no_level_have_no_likelihood():
     model = ladder()
     with pytest.raises(ValueError, match="none of the 17 levels"):

@@ -17,7 +17,8 @@ beta; Bowman et al. 2016 (arXiv:1511.06349) for b(n); Kingma et al. 2016 (arXiv:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, cast
 
@@ -29,7 +30,7 @@ from ..train.game import Game, Minibatch
 from .hierarchical import Ladder, Level
 from .pixels import NormalPixels, check_levels, pixels
 
-__all__ = ["VAE", "Bound", "Estimate", "bits_per_dim"]
+__all__ = ["VAE", "Bound", "Estimate", "bits_per_dim", "evaluating"]
 
 _PIXELS = 1000  # the position of the noise of p(x | z), beyond those of the levels
 
@@ -86,6 +87,17 @@ def bits_per_dim(nats: Tensor, shape: Sequence[int]) -> Tensor:
     tensor([8.])
     """
     return -nats / (math.prod(shape) * math.log(2))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Leave out what only training does, such as dropout, for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 class VAE(Game):
@@ -178,7 +190,7 @@ class VAE(Game):
             figures["square_error"] = (self.pixels.mean(theta) - x).square().mean()
         return loss, {name: value.detach() for name, value in figures.items()}
 
-    def observe(self, player: str, figures: dict[str, Tensor]) -> dict[str, float]:  # type: ignore[override]
+    def observe(self, player: str, figures: Mapping[str, Tensor]) -> dict[str, float]:
         """Let the optimal deviation of a normal likelihood follow the error."""
         if isinstance(self.pixels, NormalPixels):
             self.pixels.follow(figures["square_error"])
@@ -216,9 +228,11 @@ class VAE(Game):
         Error: one draw of z; the divergence of the top level is exact, of others given the draws above.
         """
         noise = Noise(seeds, len(self._checked(x)))
-        theta, levels = self._latents.decode(noise, self._latents.encode(x, label), label)
+        with evaluating(self):
+            theta, levels = self._latents.decode(noise, self._latents.encode(x, label), label)
+            log_px = self.pixels.log_prob(theta, x)
         kl = torch.stack([_divergence(level).flatten(1).sum(1) for level in levels], dim=1)
-        return Bound(self.pixels.log_prob(theta, x), kl)
+        return Bound(log_px, kl)
 
     @torch.no_grad()
     def importance_weighted(
@@ -245,8 +259,9 @@ class VAE(Game):
         if k < 1:
             raise ValueError(f"k={k} draws cannot be averaged; take at least 1")
         noise = Noise(seeds, len(self._checked(x)))
-        seen = self._latents.encode(x, label)
-        log_w = torch.stack([self._log_weight(x, seen, label, noise.at(j)) for j in range(k)])
+        with evaluating(self):
+            seen = self._latents.encode(x, label)
+            log_w = torch.stack([self._log_weight(x, seen, label, noise.at(j)) for j in range(k)])
         value = log_w.logsumexp(0) - math.log(k)
         if k == 1:
             return Estimate(value, torch.full_like(value, math.inf))

@@ -36,7 +36,7 @@ from ..train.game import Game, Minibatch
 from .autoregressive import CodePrior
 from .pixels import NormalPixels, check_levels, pixels
 from .resnet import Decoder, Encoder, LabelVector
-from .vae import Bound
+from .vae import Bound, evaluating
 
 __all__ = ["VQVAE", "Codebook", "rotated", "straight_through"]
 
@@ -293,9 +293,10 @@ class VQVAE(Game):
         """
         if self.pixels.levels:
             check_levels(x, self.pixels.levels)
-        k = self.encode(x)
-        log_px = self.pixels.log_prob(self.decode(self.codebook.vectors[k], label), x)
-        return Bound(log_px, -self.prior.log_prob(k, label)[:, None])
+        with evaluating(self):
+            k = self.encode(x)
+            log_px = self.pixels.log_prob(self.decode(self.codebook.vectors[k], label), x)
+            return Bound(log_px, -self.prior.log_prob(k, label)[:, None])
 
 
 _likelihood = pixels  # an argument of the model has its name
