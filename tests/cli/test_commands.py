@@ -243,7 +243,7 @@ def test_a_run_that_never_hid_a_label_is_not_asked_without_one(tmp_path, capsys)
     for path in (out, out / "checkpoints" / "step_00000001"):
         for words in (["--guidance", "2"], ["--guidance", "0"], ["--label", "3", "none"]):
             assert "never saw any: it was trained with label_dropout=0" in fails(capsys, "sample", path, *words)
-    assert "label_dropout=0" in fails(capsys, "demo", "--out", out)
+    assert "is itself a run" in fails(capsys, "demo", "--out", out)
     assert main(["sample", str(out), "--n", "2", "--steps", "1", "--label", "3"]) == 0
 
 
@@ -271,20 +271,36 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
 @pytest.mark.slow
 def test_demo_writes_a_report_that_is_whole_and_self_contained(tmp_path, capsys):
     out = tmp_path / "demo"
-    words = ["demo", "--out", str(out), "--steps", "2", "--chain", "3", "--classifier-steps", "2", "--n", "20"]
+    few = ["--steps", "2", "--vae-steps", "2", "--gan-steps", "2", "--chain", "3", "--tuned", "0", "--bits", "4"]
+    words = ["demo", "--out", str(out), *few, "--classifier-steps", "10", "--n", "20"]
     assert main(words) == 0
-    page = (out / "report.html").read_text()
-    sections = "What was found|Samples|Guidance|Forward|Reverse|Quality against cost|The loss by noise level"
-    for title in f"{sections}|New digits or copies?|All figures|How this was made".split("|"):
-        assert title in page, title
-    assert page.count("<img ") == page.count('src="data:image/png;base64,')
-    assert "http" not in page
-    assert "<script" not in page
-    figures = json.loads((out / "report.json").read_text())
+    sections = {
+        "story": "What was found|Samples|Guidance|Forward|Reverse|Quality against cost|The loss by noise level|"
+        "New digits or copies?|All figures|How this was made",
+        "report": "What was found|Quality against cost|The triangle|Samples|New, or copies?|All figures|How this was made",
+    }
+    for name, titles in sections.items():
+        page = (out / f"{name}.html").read_text()
+        for title in titles.split("|"):
+            assert title in page, title
+        assert page.count("<img ") == page.count('src="data:image/png;base64,')
+        assert "http" not in page
+        assert "<script" not in page
+    assert 'href="story.html"' in (out / "report.html").read_text()
+    figures = json.loads((out / "story.json").read_text())
     calls = {key: m["calls"] for key, m in figures["methods"].items()}
     assert calls == {"ddpm": 3, "ddim": 50, "dpmpp_2m": 10, "guidance_0": 20, "guidance_1": 20, "guidance_3": 40}
     assert figures["floor"]["frechet_distance"] > 0
-    assert {path.stem for path in (out / "samples").glob("*.png")} >= set(calls)
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    assert [row["family"] for row in rows] == ["diffusion"] * 3 + ["vae", "gan"]
+    assert [row["calls"] for row in rows] == [3, 50, 10, 1, 1]
+    assert [row["bits_per_dim"] is None for row in rows] == [False] * 4 + [True]
+    # the story shows the very samples of the report, against digits that are not rounded to bytes
+    assert figures["methods"]["ddim"]["frechet_distance"] == pytest.approx(rows[1]["metrics"]["fid"]["value"], rel=5e-3)
+    assert len(list((out / "samples").glob("*.png"))) == len(rows) + len(calls)
     capsys.readouterr()
-    assert main(words) == 0  # again: nothing is trained twice
-    assert len((out / "metrics.jsonl").read_text().splitlines()) == 2
+    drawn = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    assert main(words) == 0  # again: nothing is trained or drawn twice
+    assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == drawn
+    for family in ("diffusion", "vae", "gan"):
+        assert len((out / family / "metrics.jsonl").read_text().splitlines()) == 2

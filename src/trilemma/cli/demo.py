@@ -1,4 +1,4 @@
-"""``trilemma demo``: from nothing to a report in a few minutes."""
+"""``trilemma demo``: from nothing to two pages in a few minutes."""
 
 import json
 import os
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..data import DataSet
+    from ..evaluate import Classifier
     from ..train import Trainer
+    from .report import Compared
     from .study import Drawn, Method
 
 __all__ = ["COMMAND", "Demo", "Results", "run"]
@@ -22,17 +24,22 @@ __all__ = ["COMMAND", "Demo", "Results", "run"]
 
 @dataclass(frozen=True)
 class Demo:
-    """Learn real handwritten digits, sample them in several ways, and write a report to look at.
+    """Learn real handwritten digits in three ways, and measure what each is good for: quality, coverage, speed.
 
-    Writes report.html, which needs nothing but a browser, report.json with every figure, pictures of the samples, and the
-    trained run itself, which `trilemma sample` and `trilemma train --resume` take further. A second start in the same
-    folder goes on from where the first one was.
+    Trains a denoiser, a VAE and a GAN, and writes two pages that need nothing but a browser: report.html, the three compared
+    (the generative learning trilemma), and story.html, what one denoiser does and how. Beside them report.json and story.json
+    with every figure, pictures of the samples, and the runs themselves in diffusion, vae and gan, which `trilemma sample` and
+    `trilemma train --resume` take further. A second start in the same folder goes on from where the first one was.
 
     Args:
-        out: folder of the run and of the report.
+        out: folder of the runs and of the pages.
         steps: updates of the denoiser.
+        vae_steps: updates of the VAE; those of its preset without it.
+        gan_steps: updates of the GAN; those of its preset without it.
         chain: steps of ancestral sampling (DDPM).
+        tuned: steps of the plan that is tuned for the denoiser, at least 2; 0 for none.
         n: samples by each method, and real digits that they are compared with; 20 to 297.
+        bits: digits whose likelihood is taken.
         classifier_steps: updates of the classifier that judges the samples.
         seed: of everything.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -40,16 +47,24 @@ class Demo:
 
     out: str = "runs/demo"
     steps: int = 600
+    vae_steps: int | None = None
+    gan_steps: int | None = None
     chain: int = 1000
+    tuned: int = 8
     n: int = 297
+    bits: int = 64
     classifier_steps: int = 300
     seed: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "chain", "classifier_steps"):
-            if getattr(self, name) < 1:
+        for name in ("steps", "vae_steps", "gan_steps", "chain"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.tuned < 2 and self.tuned != 0:
+            raise ValueError(f"tuned={self.tuned} must be at least 2, or 0 for none")
+        if self.classifier_steps < 10:
+            raise ValueError(f"classifier_steps={self.classifier_steps} must be at least 10")
         if not 20 <= self.n <= 297:
             raise ValueError(f"n={self.n} must lie between 20 (every class is there) and 297 (all that are held out)")
 
@@ -59,7 +74,7 @@ COMMAND = Demo
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """All that the report shows.
+    """All that the story shows.
 
     Args:
         figures: every number, as JSON data.
@@ -75,40 +90,101 @@ class Results:
 def run(settings: Demo) -> int:
     """Train, measure, write; returns the exit status."""
     from ..data import load
-    from ..train import load_model
     from ..train.checkpoint import checkpoints
-    from .config import from_flat, read_yaml
-    from .sample import refuse_unlabelled
-    from .story import tell
-    from .train import Train, fit
 
     begun = time.perf_counter()
-    if checkpoints(Path(settings.out) / "checkpoints"):  # perhaps of another run, which the demo could not guide
-        refuse_unlabelled(load_model(settings.out)[1])
-    plan = from_flat(Train, read_yaml("digits"), source="digits")
-    plan = replace(
-        plan,
-        out=settings.out,
-        resume=True,
-        device=settings.device,
-        train=replace(plan.train, steps=settings.steps, seed=settings.seed),
-    )
-    train, held_out = load("digits"), load("digits", split="test").subset(slice(0, settings.n))
-    trainer, _ = fit(plan, train)
-    if trainer.step < settings.steps:
-        print(f"\nstopped at step {trainer.step}; the same command goes on from there")
-        return 130
-    results = _study(settings, trainer, train, held_out)
-    results.figures["seconds"]["whole_command"] = round(time.perf_counter() - begun, 1)
     out = Path(settings.out)
-    _write(out, results)
-    (out / "report.html").write_text(tell(results), encoding="utf-8")
-    _summary(out, results)
+    if checkpoints(out / "checkpoints"):
+        raise ValueError(
+            f"{out} is itself a run; the demo keeps three of them in its folder: name another one by --out"
+        )
+    train, held_out = load("digits"), load("digits", split="test").subset(slice(0, settings.n))
+    denoiser: Trainer | None = None
+    for family, preset, steps in (
+        ("diffusion", "digits", settings.steps),
+        ("vae", "vae-digits", settings.vae_steps),
+        ("gan", "gan-digits", settings.gan_steps),
+    ):
+        trainer, finished = _train(settings, family, preset, steps, train)
+        denoiser = denoiser or trainer
+        if not finished:
+            print(f"\nstopped at step {trainer.step} of {out / family}; the same command goes on from there")
+            return 130
+    assert denoiser is not None
+    classifier = _classifier(settings, train)
+    compared = _compare(settings)
+    results = _study(settings, denoiser, classifier, train, held_out)
+    results.figures["seconds"]["whole_command"] = round(time.perf_counter() - begun, 1)
+    _write(out, compared, results)
+    _summary(out, compared, results)
     return 0
 
 
+def _train(settings: Demo, family: str, preset: str, steps: int | None, train: "DataSet") -> "tuple[Trainer, bool]":
+    """Train one of the models in its folder, or go on with it; returns its trainer and whether it came to the end."""
+    from .config import from_flat, read_yaml
+    from .train import Train, fit
+
+    plan = from_flat(Train, read_yaml(preset), source=preset)
+    steps = plan.train.steps if steps is None else steps
+    plan = replace(
+        plan,
+        out=str(Path(settings.out) / family),
+        resume=True,
+        device=settings.device,
+        train=replace(plan.train, steps=steps, seed=settings.seed),
+    )
+    print(f"\n{family}")
+    trainer, _ = fit(plan, train)
+    return trainer, trainer.step >= steps
+
+
+def _classifier(settings: Demo, train: "DataSet") -> "Classifier":
+    """The judge of all samples, kept in the folder."""
+    from ..evaluate import train_classifier
+    from ..evaluate.extractors import load_classifier, save_classifier
+
+    path = Path(settings.out) / f"classifier-{settings.classifier_steps}-{settings.seed}.safetensors"
+    if not path.exists():
+        print("\nteaching a classifier the same digits, to judge the samples")
+        assert train.labels is not None
+        classifier = train_classifier(
+            train.images, train.labels, classes=train.classes, steps=settings.classifier_steps, seed=settings.seed
+        )
+        save_classifier(classifier, path)
+    return load_classifier(path)
+
+
+def _compare(settings: Demo) -> "Compared":
+    """The three models and the ways to sample the denoiser, measured alike."""
+    from .report import Report, compare
+
+    out = Path(settings.out)
+    weights = out / f"classifier-{settings.classifier_steps}-{settings.seed}.safetensors"
+    print("\nmeasuring quality, coverage and cost")
+    report = Report(
+        tuple(str(out / family) for family in ("diffusion", "vae", "gan")),
+        rules=(
+            f"ddpm:{settings.chain}",
+            "ddim:50",
+            "dpmpp_2m:10",
+            *([f"tuned:{settings.tuned}"] if settings.tuned else []),
+        ),
+        weights=str(weights),
+        n=settings.n,
+        bits=settings.bits,
+        seed=settings.seed,
+        out=settings.out,
+        device=settings.device,
+    )
+    return compare(report, command=f"trilemma demo --out {settings.out}")
+
+
+_DRAWN = {"ddpm": "diffusion: DDPM {chain}", "ddim": "diffusion: DDIM 50", "dpmpp_2m": "diffusion: DPM-Solver++(2M) 10"}
+
+
 def _methods(chain: int) -> "dict[str, Method]":
-    """What the report compares, by the key that its figures have in report.json."""
+    """What the story compares, by the key that its figures have in story.json."""
     from .study import Method
 
     return {
@@ -121,29 +197,30 @@ def _methods(chain: int) -> "dict[str, Method]":
     }
 
 
-def _study(settings: Demo, trainer: "Trainer", train: "DataSet", held_out: "DataSet") -> Results:
-    """Everything that the report shows, from a trained denoiser."""
+def _study(
+    settings: Demo, trainer: "Trainer", classifier: "Classifier", train: "DataSet", held_out: "DataSet"
+) -> Results:
+    """Everything that the story shows, from a trained denoiser; what the report has drawn is not drawn again."""
     import torch
 
-    from ..evaluate import train_classifier
-    from .study import Judge, Method, copying, denoising_errors, draw, forward_pictures, reverse_pictures
+    from .jury import kept_samples
+    from .study import Judge, Method, copying, denoising_errors, draw, forward_pictures, known, reverse_pictures
 
-    start = time.perf_counter()
-    print("\nteaching a classifier the same digits, to judge the samples")
-    assert train.labels is not None
     assert held_out.labels is not None
-    classifier = train_classifier(
-        train.images, train.labels, classes=train.classes, steps=settings.classifier_steps, seed=settings.seed
-    )
     judge = Judge(classifier, train, held_out)
-    judging = time.perf_counter() - start
-
+    print("\nsampling the denoiser in more ways, for its story")
     start = time.perf_counter()
     seed, shape, labels = settings.seed, train.shape, held_out.labels
     drawn, sweep = {}, []
     with trainer.averaged() as model:
         for key, method in _methods(settings.chain).items():
-            drawn[key] = draw(model, method, labels, judge, shape=shape, seed=seed)
+            if name := _DRAWN.get(key):
+                images, row = kept_samples(settings.out, name.format(chain=settings.chain))
+                drawn[key] = known(
+                    method, images, labels, judge, calls=row["calls"], seconds=row["seconds"] * len(images)
+                )
+            else:
+                drawn[key] = draw(model, method, labels, judge, shape=shape, seed=seed)
             _line(drawn[key], judge.floor)
         for rule in ("ddpm", "ddim", "dpmpp_2m"):
             for steps in (3, 5, 10, 20, 50):
@@ -162,11 +239,11 @@ def _study(settings: Demo, trainer: "Trainer", train: "DataSet", held_out: "Data
         }
         errors = denoising_errors(model, train, held_out, [float(level) for level in range(-8, 11)], seed=seed)
         levels = {
-            name: model.process.log_snr(torch.tensor(ts, dtype=torch.float64)).tolist()
+            name: model.process.log_snr(torch.tensor(ts, dtype=torch.float64)).clamp(-40, 40).tolist()
             for name, ts in {"forward": times, "reverse": moments}.items()
         }
     distance, usual, pictures["nearest"] = copying(drawn["ddim"].images, train.images, held_out.images)
-    rows = [json.loads(line) for line in (Path(settings.out) / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (Path(settings.out) / "diffusion" / "metrics.jsonl").read_text().splitlines()]
     figures = {
         "settings": asdict(settings),
         "data": {"source": "scikit-learn digits", "train": len(train), "held_out": len(held_out)},
@@ -189,7 +266,6 @@ def _study(settings: Demo, trainer: "Trainer", train: "DataSet", held_out: "Data
         "copying": {"samples": distance, "held_out": usual},
         "seconds": {
             "training": round(sum(row["seconds"] for row in rows), 1),
-            "classifier": round(judging, 1),
             "sampling": round(time.perf_counter() - start, 1),
         },
         "machine": {
@@ -213,21 +289,26 @@ def _line(result: "Drawn", floor: float) -> None:
     )
 
 
-def _write(out: Path, results: Results) -> None:
-    """The figures as JSON and the main samples as pictures."""
+def _write(out: Path, compared: "Compared", results: Results) -> None:
+    """Both pages, both sets of figures, and pictures of the samples."""
     from ..data.pixels import save_picture
+    from ..train.checkpoint import write_file
+    from .report import write, write_page
+    from .story import tell as story
+    from .verdict import tell as verdict
 
-    (out / "report.json").write_text(json.dumps(results.figures, indent=1) + "\n")
+    link = '<p>How the denoiser works, step by step: <a href="story.html">one denoiser, sampled in many ways</a>.</p>'
+    write(out, compared, verdict(compared.figures, compared.pictures, home=link))
+    write_file(out / "story.json", results.figures)
     for key, result in results.drawn.items():
-        save_picture(out / "samples" / f"{key}.png", result.images[:100], columns=10)
+        save_picture(out / "samples" / f"story-{key}.png", result.images[:100], columns=10)
+    write_page(out / "story.html", story(results))
 
 
-def _summary(out: Path, results: Results) -> None:
-    figures = results.figures
-    floor = figures["floor"]["frechet_distance"]
-    chain, guided = figures["methods"]["ddpm"], figures["methods"]["guidance_3"]
+def _summary(out: Path, compared: "Compared", results: Results) -> None:
+    from .findings import findings, plain
+
+    print("\n" + "\n".join(plain(line) for line in findings(compared.figures)))
     print(
-        f"\nDDPM: Frechet distance {chain['frechet_distance'] / floor:.2f} x that of real held-out digits; "
-        f"guidance 3: {guided['class_agreement']:.1%} of the samples are the digit asked for"
+        f"\nin {results.figures['seconds']['whole_command']:.0f} s; open {out / 'report.html'} and {out / 'story.html'}"
     )
-    print(f"in {figures['seconds']['whole_command']:.0f} s; open {out / 'report.html'}")

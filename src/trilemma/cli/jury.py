@@ -4,6 +4,7 @@ rows/NAME.json     the figures of one row, with a key of all that they depend on
 rows/NAME.npz      its samples, uint8
 """
 
+import math
 import re
 import sys
 import zipfile
@@ -26,7 +27,7 @@ from ..train.checkpoint import CorruptError, read_json, write_file
 from .contenders import Contender
 from .report import Report
 
-__all__ = ["SHOWN", "Jury", "real_images", "slug"]
+__all__ = ["SHOWN", "Jury", "kept_samples", "real_images", "slug"]
 
 SHOWN = 100  # samples of each kind that are shown
 _COPIES = 512  # samples whose nearest training images are looked for
@@ -179,7 +180,12 @@ class Jury:
             asked=asked,
         )
         return {
-            name: {"value": e.value, "low": e.low, "high": e.high, "text": str(e), "note": e.note, "method": e.method}
+            name: {
+                **{end: _finite(getattr(e, end)) for end in ("value", "low", "high")},
+                "text": str(e),
+                "note": e.note,
+                "method": e.method,
+            }
             for name, e in found.items()
         }
 
@@ -205,8 +211,25 @@ class Jury:
         return distance[:, 0] / x.shape[1] ** 0.5, index[:, 0]
 
 
+def kept_samples(out: str, name: str) -> tuple[Tensor, dict[str, Any]]:
+    """All samples of a row in model units, and the row.
+
+    Args:
+        out: folder of the report.
+        name: of the row.
+    """
+    rows = Path(out) / "rows"
+    with np.load(rows / f"{slug(name)}.npz") as arrays:
+        return _units(torch.from_numpy(arrays["images"])), read_json(rows / f"{slug(name)}.json")
+
+
 def _units(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def _kept(figures: Path, samples: Path, key: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from .._version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["COMMAND", "Compared", "Report", "compare", "run", "write"]
+__all__ = ["COMMAND", "Compared", "Report", "compare", "run", "write", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,14 @@ def write(out: Path, compared: Compared, page: str) -> None:
     for row in compared.figures["rows"]:
         save_picture(out / "samples" / f"{slug(row['name'])}.png", compared.pictures[row["name"]], columns=10)
     write_file(out / "report.json", compared.figures)
-    part = out / ".report.html.part"
+    write_page(out / "report.html", page)
+
+
+def write_page(path: Path, page: str) -> None:
+    """A page, at once or not at all."""
+    part = path.with_name(f".{path.name}.part")
     part.write_text(page, encoding="utf-8")
-    part.replace(out / "report.html")
+    part.replace(path)
 
 
 def _figures(metrics: dict[str, dict[str, Any]]) -> str:

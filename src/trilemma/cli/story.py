@@ -1,4 +1,4 @@
-"""The demo's report: its figures and pictures in the order in which one wants to see them."""
+"""The demo's story of one denoiser: its figures and pictures in the order in which one wants to see them."""
 
 import math
 from collections.abc import Sequence
@@ -316,7 +316,7 @@ def _made(figures: dict[str, Any]) -> str:
     lines = [
         f"denoiser   {figures['model']['network']}, {figures['model']['parameters']:,} weights, {figures['model']['denoiser']}",
         f"training   {figures['model']['updates']} updates, {seconds['training']:.0f} s; "
-        f"classifier {seconds['classifier']:.0f} s; sampling and measuring {seconds['sampling']:.0f} s; "
+        f"sampling and measuring {seconds['sampling']:.0f} s; "
         f"whole command {seconds['whole_command']:.0f} s",
         f"machine    {machine['device']}, {machine['architecture']}, {machine['processors']} processors, "
         f"{machine['threads']} threads",

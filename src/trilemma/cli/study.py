@@ -16,7 +16,17 @@ from ..process import GRIDS
 from ..sampling import ProgressBar, Trajectory, get_rule, sample
 from .sample import Calls, fast_numbers
 
-__all__ = ["Drawn", "Judge", "Method", "copying", "denoising_errors", "draw", "forward_pictures", "reverse_pictures"]
+__all__ = [
+    "Drawn",
+    "Judge",
+    "Method",
+    "copying",
+    "denoising_errors",
+    "draw",
+    "forward_pictures",
+    "known",
+    "reverse_pictures",
+]
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,12 @@ def draw(
         )
         images = images.float().clamp(-1, 1).cpu()
         seconds = time.perf_counter() - start
-    return Drawn(method, images, calls.stop(), seconds, *judge(images, labels))
+    return known(method, images, labels, judge, calls=calls.stop(), seconds=seconds)
+
+
+def known(method: Method, images: Tensor, labels: Tensor, judge: Judge, *, calls: int, seconds: float) -> Drawn:
+    """Score samples that are there already."""
+    return Drawn(method, images, calls, seconds, *judge(images, labels))
 
 
 def forward_pictures(model: Preconditioned, images: Tensor, times: Sequence[float], *, seed: int) -> Tensor:
