@@ -284,22 +284,28 @@ def _trained(net: nn.Module, data: Tensor, file: Path, steps: int, batch: int, l
     return model.eval()
 
 
+def training_images(name: str, file: Path | None = None) -> Tensor:
+    """What a learned denoiser was trained on, in [-1, 1], shape ``(N, 1, H, W)``."""
+    if name == "digits":
+        from trilemma.data.digits import digits
+
+        return digits("train").images
+    with np.load(file or Path()) as data:
+        return torch.from_numpy(data["train_images"])[:, None].float() / 127.5 - 1
+
+
 def _digits(cache: Path) -> Preconditioned:
     """A perceptron on scikit-learn's digits; about a minute of one core."""
-    from trilemma.data.digits import digits
-
     torch.manual_seed(0)
     net = Flat(build("mlp", features=64, width=192, depth=3))
-    return _trained(net, digits("train").images, cache / "digits.pt", 3000, 128, 3e-3)
+    return _trained(net, training_images("digits"), cache / "digits.pt", 3000, 128, 3e-3)
 
 
 def _mnist(cache: Path, file: Path) -> Preconditioned:
     """A small UNet on MNIST; about 4 minutes of one core."""
-    with np.load(file) as data:
-        images = torch.from_numpy(data["train_images"])[:, None].float() / 127.5 - 1
     torch.manual_seed(0)
     net = build("unet", channels=1, widths=[16, 32, 32], blocks=1, attention=[2])
-    return _trained(net, images, cache / "mnist.pt", 1500, 64, 3e-3)
+    return _trained(net, training_images("mnist", file), cache / "mnist.pt", 1500, 64, 3e-3)
 
 
 def problem(name: str, cache: Path, mnist: Path | None = None, items: int | None = None, seed: int = 20_000) -> Problem:

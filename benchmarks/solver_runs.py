@@ -132,8 +132,8 @@ def default(denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
 class Tuned:
     """The plan that `tune` finds on pilots of its own, and what it took."""
 
-    def __init__(self, pilots: int) -> None:
-        self.pilots, self.problem = pilots, ""
+    def __init__(self, pilots: int, budget: int) -> None:
+        self.pilots, self.budget, self.problem = pilots, budget, ""
         self.cost: dict[tuple[str, int], tuple[int, float]] = {}
 
     def __call__(self, denoiser: Denoiser, x: Tensor, nfe: int) -> Tensor:
@@ -141,17 +141,17 @@ class Tuned:
 
         counted = Counted(denoiser.inner if isinstance(denoiser, Counted) else denoiser)
         since = time.process_time()
-        plan = tune(counted, (self.pilots, *x.shape[1:]), nfe, seeds=11).plan
+        plan = tune(counted, (self.pilots, *x.shape[1:]), nfe, seeds=11, budget=self.budget).plan
         self.cost[self.problem, nfe] = counted.items, time.process_time() - since
         print(f"  {self.problem}: tuned {nfe} calls in {self.cost[self.problem, nfe][1]:.0f} s", flush=True)
         return sample(denoiser, x.shape, plan.ts, plan.rule, x=x)
 
 
-def ours(pilots: int) -> dict[str, Sampler]:
+def ours(pilots: int, budget: int) -> dict[str, Sampler]:
     """What competes; `tune` where this checkout has it."""
     found: dict[str, Sampler] = {"default": default}
     if find_spec("trilemma.sampling.tune"):
-        found["tuned"] = Tuned(pilots)
+        found["tuned"] = Tuned(pilots, budget)
     return found
 
 
