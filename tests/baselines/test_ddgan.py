@@ -10,7 +10,7 @@ from trilemma.baselines.ddgan import DDGAN, posterior
 from trilemma.numerics.noise import Noise
 from trilemma.process import VP, Cosine, Flow
 from trilemma.train import TrainConfig, Trainer
-from trilemma.train.game import Minibatch
+from trilemma.train.game import Adam, Minibatch
 
 PAIRS = [(0.0, 0.25), (0.25, 0.5), (0.3, 0.9), (0.0, 1.0)]  # the last has no signal left in two of the processes
 SMALL = {"widths": (8, 16), "latents": 4, "critic_widths": (4, 8)}
@@ -178,10 +178,17 @@ def test_resumed_equals_uninterrupted_and_micro_batches_add_up(tmp_path):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
 
 
+def test_the_generator_has_a_pace_of_its_own():
+    game, usual = DDGAN((1, 8, 8), pace=0.25, beta1=0.5, beta2=(0.5, 0.9), anneal=8, **SMALL), Adam(0.1, (0.9, 0.999))
+    assert game.adam("discriminator", 4, usual) == Adam(0.1, (0.5, pytest.approx(0.7)))
+    assert game.adam("generator", 4, usual) == Adam(0.025, (0.5, pytest.approx(0.7)))
+
+
 def test_options_out_of_range_are_named():
     for options, word in (
         ({"steps": 0}, "steps=0"),
         ({"process": "flow"}, "no signal left"),
+        ({"pace": 0.0}, "pace"),
         ({"beta1": 1.0}, "beta1"),
     ):
         with pytest.raises(ValueError, match=word):

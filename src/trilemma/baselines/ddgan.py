@@ -13,6 +13,7 @@ Source: Xiao, Kreis and Vahdat 2022, "Tackling the generative learning trilemma 
 equations 4, 6 and 8.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -77,6 +78,8 @@ class DDGAN(Game):
         beta1: decay rate of the first moment in Adam.
         beta2: decay rate of the second moment, first and last.
         anneal: updates over which ``gamma`` and ``beta2`` go from first to last.
+        pace: learning rate of the generator in that of the discriminator. Normalised as it is, the U-Net changes more by an
+            update of the same size than the discriminator can follow.
 
     Raises:
         ValueError: an option is out of range.
@@ -110,6 +113,7 @@ class DDGAN(Game):
         beta1: float = 0.0,
         beta2: Sequence[float] = (0.9, 0.99),
         anneal: int = 2000,
+        pace: float = 0.1,
     ) -> None:
         made = process_from_entry(process) if isinstance(process, str) else process_from_config(dict(process))
         critic_widths = widths if critic_widths is None else critic_widths
@@ -117,17 +121,21 @@ class DDGAN(Game):
         options |= {"blocks": blocks if isinstance(blocks, int) else list(blocks), "attention": list(attention)}
         options |= {"critic_widths": list(critic_widths), "critic_blocks": critic_blocks}
         options |= {"critic_expansion": critic_expansion, "gamma": list(gamma)}
-        super().__init__(shape, classes, {**options, "beta1": beta1, "beta2": list(beta2), "anneal": anneal})
+        super().__init__(
+            shape, classes, {**options, "beta1": beta1, "beta2": list(beta2), "anneal": anneal, "pace": pace}
+        )
         if steps < 1 or latents < 1:
             raise ValueError(f"steps={steps} and latents={latents} must be at least 1")
         if not float(made.alpha(torch.tensor(1.0, dtype=torch.float64))) > 0:
             raise ValueError(f"{made} has no signal left at t = 1, so that (1) has no mean there; take vp")
+        if not 0 < pace < math.inf:
+            raise ValueError(f"pace={pace} must be a positive number")
         if len(gamma) != 2 or min(gamma) < 0:
             raise ValueError(f"gamma={list(gamma)} must be two numbers, at least 0: the first weight and the last")
         if len(beta2) != 2 or not all(0 <= value < 1 for value in (beta1, *beta2)):
             raise ValueError(f"beta1={beta1} and the two of beta2={list(beta2)} must lie in [0, 1)")
         self.process, self.calls, self.latents = made, steps, latents
-        self.gamma, self.beta1, self.beta2, self.anneal = tuple(gamma), beta1, tuple(beta2), anneal
+        self.gamma, self.beta1, self.beta2, self.anneal, self.pace = tuple(gamma), beta1, tuple(beta2), anneal, pace
         self.generator = UNet(
             2, shape[0], classes=classes, widths=widths, blocks=blocks, attention=attention, head_width=min(widths)
         )
@@ -152,8 +160,9 @@ class DDGAN(Game):
         return {name: p for name, p in self.named_parameters() if name.startswith("generator.")}
 
     def adam(self, player: str, step: int, usual: Adam) -> Adam:
-        """The moments of this game."""
-        return replace(usual, betas=(self.beta1, annealed(self.beta2, step, self.anneal)))
+        """The moments of this game, and the generator's own pace."""
+        lr = usual.lr * (self.pace if player == "generator" else 1.0)
+        return replace(usual, lr=lr, betas=(self.beta1, annealed(self.beta2, step, self.anneal)))
 
     def loss(self, player: str, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(1) of ``adversarial`` at steps drawn evenly across the batch."""
