@@ -84,9 +84,9 @@ class DDGAN(Game):
     Raises:
         ValueError: an option is out of range.
 
-    Differs: Xiao et al. play the non-saturating game with the penalty on the real x_s alone, in every fifteenth update; in a
-        trial on digits that discriminator fell to a constant. Here it is the residual network of the GAN, with the time and
-        the class as a condition; z enters with the time and the class, not in layers of its own.
+    Differs: Xiao et al. play the non-saturating game with the penalty on the real x_s alone, in every fifteenth update. The
+        discriminator is the residual network of the GAN, with the time and the class as a condition; z enters with the time
+        and the class, not in layers of its own.
 
     >>> game = DDGAN((1, 8, 8), classes=10, widths=(16, 32), blocks=1, attention=())
     >>> game.sample(2, label=torch.tensor([1, 2])).shape, game.calls
