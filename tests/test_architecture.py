@@ -25,6 +25,7 @@ _LIBRARY = {"numerics", "process", "nets", "denoise", "sampling"}
 for _name in ("likelihood", "distil", "inverse"):
     BELOW[_name] = _LIBRARY
 BELOW["train"] = _LIBRARY | {"likelihood", "distil", "inverse"}
+BELOW["health"] = _LIBRARY | {"likelihood", "train"}
 BELOW["baselines"] = BELOW["train"] | {"train"}
 BELOW["data"] = {"numerics"}  # tensors in model units; no model in sight
 BELOW["evaluate"] = {"numerics"}  # sees tensors only
@@ -37,6 +38,10 @@ ORDER = {
     "numerics": "shapes noise brownian tableau ode trace linear",
     "process": "gaussian named betas learned tokens grid registry times",
     "denoise": "posterior targets denoiser variance exact guidance",
+    "likelihood": (
+        "probes field later prior solve flow posterior dequantise bits variational terms bound schedule encode interpolate anomaly"
+    ),
+    "health": "probe identity check course",
     "sampling": (
         "loop plan start angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep adaptive embedded "
         "parallel sa stochastic langevin wrap hooks tokens registry pilots refine tune"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .denoise import Rescheduled as Rescheduled
     from .denoise import Thresholded as Thresholded
     from .denoise import Within as Within
+    from .health import check as check
     from .likelihood import log_likelihood as log_likelihood
     from .nets.dit import DiT as DiT
     from .nets.mlp import MLP as MLP
@@ -75,6 +76,7 @@ _HOMES = {
         "Rescheduled Thresholded Within"
     ),
     "likelihood": "log_likelihood",
+    "health": "check",
     "nets.dit": "DiT",
     "nets.mlp": "MLP",
     "nets.unet": "UNet",

@@ -16,6 +16,7 @@ COMMANDS = (
     "tune",
     "evaluate",
     "report",
+    "check",
     "likelihood",
     "encode",
     "decode",
@@ -28,12 +29,13 @@ HELP = f"""trilemma {__version__}: train one denoiser, get everything from it.
 usage: trilemma COMMAND [OPTIONS]        trilemma COMMAND --help lists the options of one
 
 commands:
-  demo     learn handwritten digits, sample them in several ways, write a report to look at
+  demo     learn handwritten digits by diffusion, a VAE and a GAN, and compare them on two pages
   train    train a denoiser on digits, a folder of images, an array or a data set
   sample   draw images from a trained run with any rule, grid and guidance
   tune     find the best way to sample a run in few steps, and keep it beside the run
   evaluate measure a set of images against real ones, every figure with its interval
   report   compare runs and ways to sample them: quality, coverage, speed and energy on one page
+  check    what is wrong with a run, by cheap identities on held-out data, and what to do about it
   likelihood bits per dimension of data under a run, with its error and where that comes from
   encode   data to the noise that a run would make them of, if asked bit for bit; decode is the way back
   decode   latents back to data

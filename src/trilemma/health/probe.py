@@ -1,0 +1,238 @@
+"""What a denoiser does on held-out data, noise level by noise level: the numbers behind its health.
+
+For the exact denoiser D(x_t) = E[x | x_t] of the data, at every noise level,
+
+    E (x - D) = 0,     E <x - D, h(x_t)> = 0 for every h, here D itself,                                     (1)
+    E |x - D|^2 = (sigma^2 / alpha) E tr dD/dx_t                        (Tweedie's second formula),          (2)
+    dD/dx_t is symmetric                                                 (D is the gradient of a potential), (3)
+    E[D_s | x_t] = D_t for s < t, so E <D_s - D_t, D_t> = 0              (a martingale).                     (4)
+
+No denoiser that is linear in x_t errs less than that of the Gaussian law with the mean m and the covariance C of the data,
+
+    m + alpha C (alpha^2 C + sigma^2)^-1 (x_t - alpha m),                                                    (5)
+
+so a trained network that is no better has learned no more than two moments.
+
+Sources: Robbins 1956 and Efron 2011 for Tweedie's formulas; Saremi 2019 (arXiv:1909.03327) for (3); Daras et al. 2023
+(arXiv:2302.09057) for (4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..denoise.denoiser import Denoiser, Preconditioned
+from ..numerics.noise import Noise
+from ..numerics.shapes import dot
+
+__all__ = ["Level", "Reference", "errors", "levels_of", "probe"]
+
+Cond = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level; errors are means over elements and items, in squared model units.
+
+    Args:
+        log_snr: the level.
+        error: E|x - D|^2 on held-out items.
+        stderr: its standard error.
+        linear: the same for the best linear denoiser (5).
+        excess: mean of ``error - linear`` item by item, in its standard errors.
+        mean: the error of answering with the mean of the data.
+        slope: <x, D> / <D, D> about the mean of the data; 1 by (1).
+        slope_error: its standard error.
+        bias: squared length of the mean of x - D, less what chance makes of it, over the variance of the data.
+        predicted: the error that the denoiser's own derivative claims, (2).
+        asymmetry: antisymmetric share of the derivative, in Frobenius norm, (3).
+        drift: <D_s - D_t, D_t> / <D_t, D_t> for the next cleaner level s, (4), in its standard errors.
+        time_effect: relative change of the network's output when it is told levels 4 away; NaN if
+            there is no network, or it answers 0.
+    """
+
+    log_snr: float
+    error: float
+    stderr: float
+    linear: float
+    excess: float
+    mean: float
+    slope: float
+    slope_error: float
+    bias: float
+    predicted: float
+    asymmetry: float
+    drift: float
+    time_effect: float
+
+
+class Reference:
+    """Mean and covariance of data, and the linear denoiser (5).
+
+    Args:
+        x: items, ``(N, ...)``; of more than 2048 elements only the variance of each element is used.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        flat = x.detach().double().flatten(1)
+        self.mean = flat.mean(0)
+        rest, n, dim = flat - self.mean, len(flat), flat.shape[1]
+        self.var = float(rest.square().mean())
+        if dim <= 2048:
+            # shrunk towards the mean variance, so that few items do not promise more than there is
+            values, self.basis = torch.linalg.eigh(rest.T @ rest / n)
+            share = dim / (dim + n)
+            self.values = (1 - share) * values.clamp(min=0) + share * values.mean()
+        else:
+            self.basis, self.values = None, rest.square().mean(0)
+
+    def denoise(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
+        """(5), float64 and flat."""
+        rest = x_t.double().flatten(1) - alpha * self.mean
+        gain = alpha * self.values / (alpha**2 * self.values + sigma**2)
+        moved = rest * gain if self.basis is None else (rest @ self.basis * gain) @ self.basis.T
+        return self.mean + moved
+
+
+def levels_of(denoiser: Denoiser, var: float, count: int = 9) -> list[float]:
+    """Log-SNRs to probe: where data of that variance are decided, from noise to data, as far as the process goes."""
+    middle = -math.log(var)
+    lowest = float(denoiser.process.log_snr(torch.tensor(1.0, dtype=torch.float64)))
+    low, high = max(middle - 6.0, lowest + 0.5), middle + 6.0
+    return torch.linspace(low, high, count).tolist()
+
+
+def _call(denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, batch: int) -> Tensor:
+    return torch.cat(
+        [
+            denoiser(x_t[part], t, **{key: value[part] for key, value in cond.items()}).mean
+            for part in torch.arange(len(x_t)).split(batch)
+        ]
+    )
+
+
+@torch.no_grad()
+def errors(denoiser: Denoiser, x: Tensor, levels: list[float], cond: Cond, noise: Noise, *, batch: int = 256) -> Tensor:
+    """|x - D|^2 of each item at each level, a mean over elements: shape ``(levels, N)``, float64."""
+    rows = []
+    for i, level in enumerate(levels):
+        t = denoiser.process.time(torch.tensor(level, dtype=torch.float64))
+        eps = noise.at(i).normal_like(x)
+        gap = _call(denoiser, denoiser.process.perturb(x, t, eps), t, cond, batch) - x
+        rows.append(gap.double().square().flatten(1).mean(1))
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def probe(
+    denoiser: Denoiser, x: Tensor, reference: Reference, levels: list[float], cond: Cond, noise: Noise, *,
+    probes: int = 4, batch: int = 256,
+) -> list[Level]:  # fmt: skip
+    """All of the above at each level.
+
+    Args:
+        denoiser: the model, on the device of ``x``.
+        x: held-out items, ``(N, ...)``.
+        reference: moments of data of the same law.
+        levels: increasing log-SNRs.
+        cond: conditions of the items.
+        noise: source with N items.
+        probes: pairs of random directions for (2) and (3).
+        batch: evaluations at once.
+
+    Cost:
+        Two calls and ``2 probes`` vector-Jacobian products a level and item.
+    """
+    process, m = denoiser.process, reference.mean.to(x.dtype).view(x.shape[1:])
+    dim, n = x[0].numel(), len(x)
+    out = []
+    for i, level in enumerate(levels):
+        t = process.time(torch.tensor(level, dtype=torch.float64))
+        alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+        eps = noise.at(i).normal_like(x)
+        x_t = process.perturb(x, t, eps)
+        law = _call(denoiser, x_t, t, cond, batch)
+        gap = (x - law).double().flatten(1)
+        error = gap.square().mean(1)
+        linear = (reference.denoise(x_t, alpha, sigma) - x.double().flatten(1)).square().mean(1)
+        centred, said = (x - m).double(), (law - m).double()
+        weight = dot(said, said).sum()
+        slope = float(dot(centred, said).sum() / weight)
+        slope_error = float((dot(centred, said) - slope * dot(said, said)).std() * n**0.5 / weight)
+        bias = float(gap.mean(0).square().mean() - gap.var(0).mean() / n) / reference.var
+        trace, asymmetry = _derivative(denoiser, x_t, t, cond, noise.at(i, 1), probes, batch)
+        more = errors_ahead(denoiser, x, x_t, law, level, cond, noise.at(i, 2), batch, m)
+        difference = error - linear
+        out.append(
+            Level(
+                log_snr=level,
+                error=float(error.mean()),
+                stderr=float(error.std()) / n**0.5,
+                linear=float(linear.mean()),
+                excess=float(difference.mean() / (difference.std() / n**0.5 + 1e-30)),
+                mean=reference.var,
+                slope=slope,
+                slope_error=slope_error,
+                bias=bias,
+                predicted=sigma**2 / alpha * trace / dim,
+                asymmetry=asymmetry,
+                drift=more,
+                time_effect=_time_effect(denoiser, x_t, t, level, cond, batch),
+            )
+        )
+    return out
+
+
+def errors_ahead(
+    denoiser: Denoiser, x: Tensor, x_t: Tensor, law: Tensor, level: float, cond: Cond, noise: Noise, batch: int, m: Tensor
+) -> float:  # fmt: skip
+    """(4), in standard errors, between a level and the one 1 cleaner, whose x_s is drawn given x and x_t."""
+    process = denoiser.process
+    s, t = (process.time(torch.tensor(value, dtype=torch.float64)) for value in (level + 1.0, level))
+    if float(s) >= float(t):
+        return math.nan
+    ratio = float(process.alpha(t) / process.alpha(s))
+    keep = ratio * (float(process.sigma(s)) / float(process.sigma(t))) ** 2
+    mean = keep * x_t + (float(process.alpha(s)) - keep * float(process.alpha(t))) * x
+    spread = float(process.sigma(s)) * math.sqrt(-math.expm1(-1.0))
+    ahead = _call(denoiser, mean + spread * noise.normal_like(x), s, cond, batch)
+    gain = dot((ahead - law).double(), (law - m).double())
+    return float(gain.mean() / (gain.std() / len(x) ** 0.5 + 1e-30))
+
+
+def _derivative(
+    denoiser: Denoiser, x_t: Tensor, t: Tensor, cond: Cond, noise: Noise, probes: int, batch: int
+) -> tuple[float, float]:
+    """Mean trace of the derivative, and its antisymmetric share."""
+    trace, odd, size = 0.0, 0.0, 0.0
+    for part in torch.arange(len(x_t)).split(batch):
+        own = {key: value[part] for key, value in cond.items()}
+        with torch.enable_grad():
+            at = x_t[part].detach().requires_grad_()
+            mean = denoiser(at, t, **own).mean
+            for p in range(probes):
+                v, w = (noise[part].at(p, k).normal_like(at).sign() for k in (0, 1))
+                jv, jw = (torch.autograd.grad(mean, at, u, retain_graph=True)[0] for u in (v, w))
+                trace += float((dot(jv, v) + dot(jw, w)).double().sum()) / 2
+                odd += float((dot(jv, w) - dot(jw, v)).double().square().sum()) / 4  # |A|^2 in the mean
+                size += float((dot(jv, jv) + dot(jw, jw)).double().sum()) / 2
+    return trace / (probes * len(x_t)), math.sqrt(odd / max(size, 1e-30))
+
+
+def _time_effect(denoiser: Denoiser, x_t: Tensor, t: Tensor, level: float, cond: Cond, batch: int) -> float:
+    """How much the network's output changes with the level that it is told, its input being the same."""
+    if not isinstance(denoiser, Preconditioned):
+        return math.nan
+    part = slice(0, batch)
+    own = {key: value[part] for key, value in cond.items()}
+    _, _, c_in, c_time = denoiser.coefficients(t)
+    here = denoiser._net(x_t[part], float(c_in), float(c_time), own)
+    moved = [denoiser._net(x_t[part], float(c_in), float(c_time) + shift / 8, own) for shift in (-4.0, 4.0)]
+    size = float(here.double().norm())
+    change = max(float((other - here).double().norm()) for other in moved)
+    return change / size if size > 1e-6 else math.nan  # an untrained network answers 0 to everything

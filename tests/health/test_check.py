@@ -1,0 +1,251 @@
+"""Planted faults in exact networks: each is named, and exact networks of every kind are healthy. Nothing is trained."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from oracles import F64
+from trilemma.denoise import TARGETS, Covariances, Denoiser, FiniteDenoiser, Gaussian, MixtureDenoiser, Preconditioned
+from trilemma.health import check
+from trilemma.health.check import energy_distance
+from trilemma.health.course import frozen_average, still_falling
+from trilemma.health.probe import Reference, levels_of, probe
+from trilemma.numerics.noise import Noise
+from trilemma.process import EDM, VP, Cosine, Flow
+from trilemma.train.checkpoint import write_folder
+
+ANGLES = torch.arange(6, dtype=F64) * math.pi / 3
+MEANS = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
+
+
+def ring(process, shift=0.0, scale=1.0, components=slice(None)):
+    means = scale * MEANS[components] + shift
+    return MixtureDenoiser(process, means, Covariances.diagonal(torch.full((len(means), 2), (0.15 * scale) ** 2)))
+
+
+HELD = ring(VP()).draw(Noise(0, 512))[0].float()
+
+
+class Exact(nn.Module):
+    """The network of unlimited size: it puts out the target of the exact denoiser of a law."""
+
+    def __init__(self, law, target, sigma_data=1.0, edit=lambda out, level: out):
+        super().__init__()
+        self.law, self.frame, self.edit = (
+            law,
+            Preconditioned(nn.Identity(), law.process, target, sigma_data=sigma_data),
+            edit,
+        )
+
+    def forward(self, x, c_time):
+        t = self.law.process.time(-8 * c_time.double())
+        c_skip, c_out, c_in, _ = (c[:, None] for c in self.frame.coefficients(t))
+        x_t = x.double() / c_in
+        out = (self.law(x_t, t).mean - c_skip * x_t) / c_out
+        return self.edit(out, -8 * c_time.double()[:, None]).to(x.dtype)
+
+
+def network(process, target, **more):
+    return Preconditioned(Exact(ring(process), target, **more), process, target)
+
+
+def faults(model, data=HELD, **more):
+    return [f.name for f in check(model, data, **more).findings if f.severity == "fault"]
+
+
+@pytest.mark.parametrize(
+    ("process", "target"),
+    [(VP(), "v"), (VP(), "eps"), (EDM(), "edm"), (Flow(), "velocity"), (Cosine(), "x0"), (VP(), "score")],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_exact_networks_are_healthy(process, target):
+    model = network(process, target)
+    health = check(model, HELD, train=ring(process).draw(Noise(5, 512))[0].float(), raw=model)
+    assert health.healthy, str(health)
+    assert not health.findings  # not even a note
+    assert health.identity.kind == ""
+    assert all(abs(v.slope - 1) < 5 * v.slope_error + 1e-3 for v in health.levels)
+
+
+def test_exact_denoisers_without_a_network_are_healthy_too():
+    gaussian = MixtureDenoiser(Flow(), torch.zeros(1, 3), Covariances.diagonal(torch.tensor([[1.0, 0.5, 0.1]])))
+    assert faults(gaussian, gaussian.draw(Noise(0, 512))[0]) == []
+    assert faults(ring(EDM())) == []
+
+
+def test_swapped_coefficients():
+    class Swapped(Preconditioned):
+        def forward(self, x_t, t, **cond):
+            c_skip, c_out, c_in, c_time = self._coefficients(t, x_t)
+            return Gaussian(c_out * x_t + c_skip * self._net(x_t, c_in, c_time, cond))
+
+    assert faults(Swapped(Exact(ring(VP()), "v"), VP(), "v")) == ["coefficients"]
+
+
+@pytest.mark.parametrize("taken", ["eps", "x0", "score"])
+def test_another_target(taken):
+    model = Preconditioned(Exact(ring(VP()), "v"), VP(), taken)
+    health = check(model, HELD)
+    assert health.findings[0].name == "target"
+    assert "'v'" in health.findings[0].what
+
+
+def test_another_process():
+    model = Preconditioned(Exact(ring(Flow()), "velocity"), Cosine(), "velocity")
+    health = check(model, HELD)
+    assert health.findings[0].name == "process"
+    assert "'flow'" in health.findings[0].what
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t not in ("edm", "velocity")])
+def test_a_sign(target):
+    assert faults(network(VP(), target, edit=lambda out, level: -out)) == ["sign"]
+
+
+def test_another_scale_of_the_data_in_the_coefficients():
+    model = Preconditioned(Exact(ring(EDM()), "edm", sigma_data=1.0), EDM(), "edm", sigma_data=0.2)
+    assert faults(model) == ["sigma_data"]
+
+
+def test_data_in_other_units():
+    law = ring(Flow(), shift=0.5, scale=0.5)
+    assert faults(Preconditioned(Exact(law, "velocity"), Flow(), "velocity")) == ["range"]
+
+
+def test_no_ear_for_the_time():
+    class Deaf(Exact):
+        def forward(self, x, c_time):
+            return super().forward(x, torch.full_like(c_time, -0.2))
+
+    assert faults(Preconditioned(Deaf(ring(VP()), "v"), VP(), "v")) == ["time"]
+
+
+def test_an_untrained_network_is_half_trained_and_its_average_stands_still():
+    blank = Preconditioned(nn.Linear(2, 2), VP(), "v")
+    blank.net.forward = lambda x, c_time: torch.zeros_like(x)
+    assert faults(blank) == ["half-trained"]
+    assert faults(blank, raw=network(VP(), "v")) == ["average"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-20.0, -3.5), (3.0, 20.0)])
+def test_starved_levels(low, high):
+    """At one end of the noise levels the network is off by more than half the size of its target, elsewhere it is exact."""
+
+    def edit(out, level):
+        inside = (level > low) & (level < high)
+        return torch.where(inside, out + 0.6, out)
+
+    assert faults(network(VP(), "v", edit=edit))[:1] == ["weighting"]
+
+
+def test_weights_and_data_that_are_no_numbers():
+    model = Preconditioned(nn.Linear(2, 2), VP(), "v")
+    with torch.no_grad():
+        model.net.weight[0, 0] = math.nan
+    assert faults(model) == ["weights"]
+    assert faults(ring(VP()), HELD.clone().index_fill_(0, torch.tensor([3]), math.inf)) == ["data"]
+    with pytest.raises(ValueError, match="at least 64"):
+        check(ring(VP()), HELD[:20])
+
+
+def test_data_known_by_heart():
+    seen = ring(VP()).draw(Noise(7, 40))[0].float()
+    assert faults(FiniteDenoiser(VP(), seen), train=seen) == ["overfitted"]
+
+
+class Classes(Denoiser):
+    """The exact denoiser by class: of the left half of the ring or of the right; with ``order`` other halves than it is told."""
+
+    cond_keys = frozenset({"label"})
+
+    def __init__(self, process, order):
+        super().__init__()
+        self.process, self.order = process, order
+        self.halves = nn.ModuleList(ring(process, components=part) for part in (slice(0, 3), slice(3, 6)))
+
+    def forward(self, x_t, t, *, label):
+        left, right = (half(x_t, t).mean for half in self.halves)
+        return Gaussian(torch.where((self.order(label) == 0)[:, None], left, right))
+
+
+def test_labels_that_mean_nothing():
+    x, component = ring(VP()).draw(Noise(0, 512))
+    x, label = x.float(), (component >= 3).long()
+    assert faults(Classes(VP(), lambda y: y), x, cond={"label": label}) == []
+    assert faults(Classes(VP(), lambda y: torch.zeros_like(y)), x, cond={"label": label}) == ["labels"]
+    assert faults(Classes(VP(), lambda y: 1 - y), x, cond={"label": label}) == ["labels"]
+
+
+def test_the_derivative_is_read_right():
+    """A linear field with a known trace and a known rotation; and Tweedie's second formula on Gaussian data."""
+
+    class Turn(Denoiser):
+        process = Flow()
+
+        def forward(self, x_t, t):
+            matrix = torch.tensor([[0.3, 0.4], [-0.2, 0.5]], dtype=x_t.dtype)
+            return Gaussian(x_t @ matrix.T)
+
+    x = Noise(0, 400).normal((400, 2), dtype=F64)
+    found = probe(Turn(), x, Reference(x), [0.0], {}, Noise(1, 400), probes=8)[0]
+    t = Flow().time(torch.tensor(0.0, dtype=F64))
+    expected = float(Flow().sigma(t) ** 2 / Flow().alpha(t)) * 0.8 / 2
+    assert found.predicted == pytest.approx(expected, rel=0.05)
+    assert found.asymmetry == pytest.approx(math.sqrt(2 * 0.3**2 / (0.09 + 0.16 + 0.04 + 0.25)), rel=0.1)
+    gaussian = MixtureDenoiser(Flow(), torch.zeros(1, 2), Covariances.diagonal(torch.tensor([[1.0, 0.2]])))
+    x = gaussian.draw(Noise(2, 4000))[0]
+    for level in probe(gaussian, x, Reference(x), levels_of(gaussian, 0.6), {}, Noise(3, 4000)):
+        snr = math.exp(level.log_snr)
+        assert level.predicted == pytest.approx((1 / (1 + snr) + 0.2 / (1 + 0.2 * snr)) / 2, rel=0.02)
+        assert level.linear == pytest.approx(level.error, rel=0.01)
+        assert abs(level.drift) < 4.5
+        assert level.asymmetry < 1e-6
+
+
+def test_the_martingale_is_tested():
+    """A denoiser that is right at each level but for a factor that differs between levels is found by (4)."""
+
+    class Loud(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.inner = ring(VP())
+            self.process = VP()
+
+        def forward(self, x_t, t):
+            return Gaussian(self.inner(x_t, t).mean * (1 + 0.6 * torch.sigmoid(self.process.log_snr(t)).to(x_t)))
+
+    found = probe(Loud(), HELD, Reference(HELD), [0.0], {}, Noise(1, 512))[0]
+    assert found.drift > 4.5
+
+
+def test_energy_distance_of_two_normal_laws():
+    """In one dimension, N(0, 1) and N(m, 1): 2 E|X - Y| - 2 E|X - X'| in closed form."""
+    noise = Noise(0, 4000)
+    x, y = noise.at(0).normal((4000, 1), dtype=F64), noise.at(1).normal((4000, 1), dtype=F64) + 1.0
+    within = 2 / math.sqrt(math.pi)
+    across = math.sqrt(2) * (math.sqrt(2 / math.pi) * math.exp(-0.25) + math.sqrt(0.5) * math.erf(0.5))
+    assert energy_distance(x, y) == pytest.approx((2 * across - 2 * within) / within, rel=0.12)
+    assert abs(energy_distance(x[:2000], x[2000:])) < 5e-3
+
+
+def test_the_course_of_a_run(tmp_path):
+    def save(step, weight, average):
+        files = {"model.safetensors": {"w": torch.tensor([weight])}, "ema.safetensors": {"w": torch.tensor([average])}}
+        write_folder(tmp_path / "checkpoints" / f"step_{step:08d}", files)
+
+    save(1, 1.0, 0.5)
+    assert frozen_average(tmp_path) is None
+    save(2, 2.0, 0.5)
+    assert frozen_average(tmp_path).name == "average"
+    save(3, 3.0, 0.7)
+    assert frozen_average(tmp_path) is None
+    noise = (0.05 * Noise(0, 800).normal((800,))).tolist()
+    record = tmp_path / "metrics.jsonl"
+    record.write_text(
+        "".join(f'{{"step": {i}, "loss": {1 / (1 + i / 400) + noise[i]}}}\n' for i in range(800)) + '{"ste'
+    )
+    assert still_falling(tmp_path).name == "unfinished"
+    record.write_text("".join(f'{{"step": {i}, "loss": {0.5 + noise[i]}}}\n' for i in range(800)))
+    assert still_falling(tmp_path) is None
