@@ -1,5 +1,6 @@
 """Log-likelihood by the flow: other denoisers than exact ones, its three errors, what it counts, and the class of an item."""
 
+import functools
 import math
 
 import numpy as np
@@ -22,6 +23,7 @@ from trilemma.denoise import (
 from trilemma.likelihood import class_posterior, log_likelihood
 from trilemma.likelihood.field import Field
 from trilemma.likelihood.solve import _gregory
+from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Cosine, Flow
 from trilemma.sampling.angle import norm_at, time_at_angle
 
@@ -107,33 +109,39 @@ class Net(torch.nn.Module):
         return torch.tanh(x @ self.a + c_time[:, None]) @ self.b
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 2e-5), (torch.float32, 3e-4)])
-def test_a_network_that_does_not_vanish_at_the_data(dtype, bound):
-    """Against SciPy in log(sigma) from sigma = 1e-6 up, with the divergence by the dense Jacobian."""
-    model = Preconditioned(Net(), EDM(20.0), "edm", sigma_data=0.7)
-    found = log_likelihood(model.to(dtype), X, rtol=1e-6, atol=1e-6)
-    model = model.double()
+def net():
+    return Preconditioned(Net(), EDM(20.0), "edm", sigma_data=0.7)
+
+
+@functools.cache
+def by_scipy():
+    """Log-densities of X under ``net``, in log(sigma) from sigma = 1e-6 up, the divergence row by row of the Jacobian."""
+    model = net().double()
 
     def slope(log_sigma, flat):
-        x, t = torch.tensor(flat.reshape(3, 4)[:2].T.copy()), scalar(math.exp(log_sigma) / 20)
-        field = lambda one: one - model(one[None], t).mean[0]
-        value = torch.stack([field(one) for one in x]).detach()
-        trace = torch.stack([torch.autograd.functional.jacobian(field, one).trace() for one in x])
-        return torch.cat([value.T, trace[None]]).numpy().ravel()
+        x = torch.tensor(flat.reshape(3, 4)[:2].T.copy(), requires_grad=True)
+        value = x - model(x, scalar(math.exp(log_sigma) / 20)).mean
+        trace = sum(torch.autograd.grad(value[:, i].sum(), x, retain_graph=True)[0][:, i] for i in range(2))
+        return torch.cat([value.detach().T, trace[None]]).numpy().ravel()
 
     start = np.concatenate([X.numpy().T, np.zeros((1, 4))]).ravel()
-    end = solve_ivp(slope, (math.log(1e-6), math.log(20.0)), start, method="DOP853", rtol=1e-8, atol=1e-9).y[:, -1]
+    end = solve_ivp(slope, (math.log(1e-6), math.log(20.0)), start, method="DOP853", rtol=1e-7, atol=1e-8).y[:, -1]
     end, var = end.reshape(3, 4), 400 + 0.49
-    truth = end[2] - 0.5 * (end[:2] ** 2).sum(0) / var - math.log(2 * math.pi * var)
-    assert float((found.log_prob - torch.tensor(truth)).abs().max()) < bound
+    return torch.tensor(end[2] - 0.5 * (end[:2] ** 2).sum(0) / var - math.log(2 * math.pi * var))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 2e-5), (torch.float32, 3e-4)])
+def test_a_network_that_does_not_vanish_at_the_data(dtype, bound):
+    found = log_likelihood(net().to(dtype), X, rtol=1e-6, atol=1e-6)
+    assert float((found.log_prob - by_scipy()).abs().max()) < bound
 
 
 def test_wrapped_denoisers():
     """On another process the law is the same; a clamp beyond the data changes nothing, one among them does."""
     model, truth = TWO.torch(VP()), torch.tensor(TWO.log_prob(X))
     other = Rescheduled(model, Cosine())
-    torch.testing.assert_close(log_likelihood(other, X, rtol=1e-6, atol=1e-6).log_prob, truth, rtol=0, atol=2e-3)
-    wide = log_likelihood(Thresholded(TWO.torch(Flow()), 50.0), X, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(log_likelihood(other, X).log_prob, truth, rtol=0, atol=2e-3)
+    wide = log_likelihood(Thresholded(TWO.torch(Flow()), 50.0), X)
     torch.testing.assert_close(wide.log_prob, truth, rtol=0, atol=1e-4)
     narrow = log_likelihood(Thresholded(TWO.torch(Flow()), 0.5), X[1:2], steps=32)
     assert abs(float(narrow.log_prob - truth[1])) > 0.1
@@ -194,6 +202,15 @@ def test_the_solver_knows_its_error():
         found = log_likelihood(model, x, rtol=tol, atol=tol)
         assert float(((found.log_prob - truth).abs() / found.solver_error).max()) < 10
         assert float((found.log_prob - truth).abs().mean()) < 20 * tol
+
+
+def test_loose_tolerances_do_not_step_over_what_they_should_see():
+    """Sixteen items in 32 dimensions. Steps as long as their own estimate liked were off by 0.11, and stated 0.036."""
+    model = Mixture.example(4, 32, seed=2, spread=0.1).torch(Flow())
+    x = model.draw(Noise(0, 16))[0]
+    found = log_likelihood(model, x, rtol=1e-3, atol=1e-3)
+    error = (found.log_prob - model.log_prob(x)).abs()
+    assert float(error.mean()) < min(0.02, 2 * float(found.solver_error.mean()))
 
 
 def test_the_mismatch_of_the_prior_is_what_the_prior_costs():
@@ -314,6 +331,7 @@ def test_mistakes_are_named():
         ("8 steps", lambda: log_likelihood(model, X, steps=2)),
         ("tolerances", lambda: log_likelihood(model, X, rtol=0, atol=0)),
         ("batch", lambda: log_likelihood(model, X, batch=0)),
+        (r"prior .* got shape \(4, 1\)", lambda: log_likelihood(model, X, prior=lambda x_1: x_1[:, :1])),
         ("floating point", lambda: log_likelihood(model, X.long())),
         ("shape", lambda: log_likelihood(model, X[0, :])),
         ("no conditions", lambda: log_likelihood(model, X, cond={"label": torch.zeros(4)})),
@@ -329,3 +347,13 @@ def test_mistakes_are_named():
 def test_points_have_no_density():
     with pytest.raises(ArithmeticError, match="density"):
         log_likelihood(FiniteDenoiser(Flow(), X), X[:1] + 0.1, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [None, 16])
+def test_weights_that_are_no_numbers_are_named_soon(steps):
+    """The first item is well, the second meets NaN."""
+    two = TWO.torch(Flow())
+    model = Foreign(Flow(), lambda x, t: torch.where(x.abs() > 5, math.nan, two(x, t).mean))
+    with pytest.raises(ArithmeticError, match=r"item 1 of its batch .* not finite"):
+        log_likelihood(model, torch.tensor([[0.1, 0.2], [9.0, 0.0]], dtype=F64), steps=steps)
+    assert model.items < 300

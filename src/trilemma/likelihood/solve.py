@@ -13,9 +13,10 @@ whatever the flow does with e_y later: it is followed with the density that belo
 of the density cost nothing, and watersheds, which tear neighbours apart, do not enlarge (2). Its sum over the steps
 of an item is an estimate of the error of the result that costs nothing.
 
-Adaptive: Runge-Kutta steps of its own for every item, accepted if (2) and e_y are small; an item that has arrived
-leaves the batch. Fixed: Adams' methods (predict, evaluate, correct: one evaluation a step) in equal steps of u, and
-the integral of the divergence, whose values are all known in the end, by Gregory's formula.
+Adaptive: Runge-Kutta steps of its own for every item, accepted if (2) and e_y are small, none longer than a tenth of
+the way: longer ones step over what their embedded pair would have to see. An item that has arrived leaves the batch.
+Fixed: Adams' methods (predict, evaluate, correct: one evaluation a step) in equal steps of u, and the integral of the
+divergence, whose values are all known in the end, by Gregory's formula.
 
 Sources: Hairer, Norsett and Wanner 1993, II.4 and III.1; Cao and Petzold 2004, "A posteriori error estimation and
 global error control for ordinary differential equations by the adjoint method", for (2), whose adjoint is known here:
@@ -40,7 +41,8 @@ __all__ = ["Path", "adaptive_path", "fixed_path"]
 
 _FINE, _TOP = 0.2, 0.6  # of (1)
 _LOOSE = 10.0  # how much larger e_y may be than the tolerance: (2) is of first order in it
-_FIRST = 0.1  # first step, as a share of the way in u
+_LONGEST = 0.1  # step, and the first one, as a share of the way in u
+_SHORTEST = 1e-10  # below it an item is given up
 _ORDER = 4  # of Adams' methods
 
 
@@ -100,10 +102,10 @@ def adaptive_path(field: Field, y: Tensor, samples: int, *, rtol: float, atol: f
         max_calls: give an item up after so many evaluations.
 
     Raises:
-        ArithmeticError: an item cannot meet the tolerance; says where.
+        ArithmeticError: an item cannot meet the tolerance, or the denoiser's answer is not finite; says where.
 
     Cost:
-        Six evaluations a step and item.
+        Six evaluations a step and item, 60 at least.
     """
     clock, weights, power = _Clock(field), TSITOURAS.error or (), TSITOURAS.embedded_order + 1.0
     n, size = len(y), y[0].numel()
@@ -112,7 +114,7 @@ def adaptive_path(field: Field, y: Tensor, samples: int, *, rtol: float, atol: f
     error = torch.zeros(n, dtype=torch.float64, device=y.device)
     items = torch.arange(n, device=y.device)
     u, before = torch.zeros_like(error), torch.ones_like(error)
-    h = torch.full_like(u, _FIRST * clock.end)
+    h = torch.full_like(u, _LONGEST * clock.end)
     state, slope = (y, integral), (torch.zeros_like(y), torch.zeros_like(integral))
     score = y
 
@@ -142,21 +144,28 @@ def adaptive_path(field: Field, y: Tensor, samples: int, *, rtol: float, atol: f
         safe = ratio.clamp(min=1e-10)
         # as (2) of numerics.ode
         factor = torch.where(good, 0.9 * safe ** (-0.7 / power) * before ** (0.4 / power), 0.9 * safe ** (-1 / power))
-        before, h = torch.where(good, safe, before), h * factor.clamp(0.2, 5.0)
+        before = torch.where(good, safe, before)
+        h = (h * factor.clamp(0.2, 5.0)).clamp(max=_LONGEST * clock.end)
         done = good & ends
-        if bool(done.any()):
-            out[items[done]], total[items[done]] = state[0][done], state[1][done]
-            items, u, h, before = (part[~done] for part in (items, u, h, before))
-            state, slope = ((pair[0][~done], pair[1][~done]) for pair in (state, slope))
-        stuck = (u + h == u) | (field.calls[items] >= max_calls)
+        stuck = ~done & ((h < _SHORTEST * clock.end) | (field.calls[items] >= max_calls))
         if bool(stuck.any()):
             i = int(stuck.long().argmax())
             raise ArithmeticError(
                 f"item {int(items[i])} of its batch cannot meet rtol={rtol}, atol={atol} near theta="
-                f"{float(clock.angle(u[i])[0]):.4g} after {int(field.calls[items[i]])} calls; loosen the tolerance, "
-                "or look whether the data have a density there (points and planes have none)"
+                f"{float(clock.angle(u[i])[0]):.4g} after {int(field.calls[items[i]])} calls; "
+                + _advice(bool(ratio[i].isinf()))
             )
+        if bool(done.any()):
+            out[items[done]], total[items[done]] = state[0][done], state[1][done]
+            items, u, h, before = (part[~done] for part in (items, u, h, before))
+            state, slope = ((pair[0][~done], pair[1][~done]) for pair in (state, slope))
     return Path(out, total, error)
+
+
+def _advice(infinite: bool) -> str:
+    if infinite:
+        return "what the denoiser answers there is not finite: look at its weights"
+    return "loosen the tolerance, or look whether the data have a density there (points and planes have none)"
 
 
 def _where(mask: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -199,24 +208,30 @@ def fixed_path(field: Field, y: Tensor, steps: int) -> Path:
     Error:
         O(h^4). The estimate is the sum of |score^T (corrected - predicted)| over 14, which is Milne's estimate for
         order 4, and the change by one order of Gregory's formula.
+
+    Raises:
+        ArithmeticError: an item ends nowhere finite.
     """
     clock, n = _Clock(field), len(y)
     h, items = clock.end / steps, torch.arange(len(y), device=y.device)
     slopes, divergences = [torch.zeros_like(y)], []
     error = torch.zeros(n, dtype=torch.float64, device=y.device)
     for i in range(steps):
-        guess = y + h * sum_of(_adams(min(_ORDER, i + 1), 0), slopes)
+        guess = y + h * _sum(_adams(min(_ORDER, i + 1), 0), slopes)
         u = torch.full_like(error, clock.end if i + 1 == steps else (i + 1) * h)
         slope, divergence, score = clock.slopes(u, guess, items, i)
         divergences.append(divergence)
         slopes = [slope, *slopes][:_ORDER]
-        y = y + h * sum_of(_adams(min(_ORDER, i + 2), 1), slopes)
+        y = y + h * _sum(_adams(min(_ORDER, i + 2), 1), slopes)
         error += dot(score, y - guess).abs() / 14
     values = torch.stack(divergences)
     integral, less = (h * torch.einsum("n,nbs->bs", _gregory(steps, k).to(y)[1:], values) for k in (4, 3))
+    finite = integral.isfinite().all(1) & y.flatten(1).isfinite().all(1)
+    if not bool(finite.all()):
+        raise ArithmeticError(f"item {int((~finite).long().argmax())} of its batch ends nowhere; {_advice(True)}")
     return Path(y, integral, error + (integral - less).mean(1).abs())
 
 
-def sum_of(weights: list[float], slopes: list[Tensor]) -> Tensor:
+def _sum(weights: list[float], slopes: list[Tensor]) -> Tensor:
     """sum_j w_j s_j."""
     return sum((w * s for w, s in zip(weights, slopes)), torch.zeros_like(slopes[0]))
