@@ -213,6 +213,7 @@ def test_error_bars_and_parts():
     low, high = whole.interval
     assert high - low == pytest.approx(3.92 * whole.stderr)
     assert whole.calls == 24
+    assert whole.prior_mismatch == 0  # the law of x_1 is known, also of items at a level of noise
     assert math.isnan(part.gap)
     assert math.isnan(bits_per_dim(model, images[:1], values=K, steps=24).stderr)
 

@@ -20,7 +20,6 @@ from ..sampling.start import check
 from .dequantise import Dequantiser, TruncatedNormal, Uniform, to_model_units
 from .flow import Likelihood, log_likelihood
 from .later import Later
-from .prior import exact_prior
 
 __all__ = ["DEQUANTISERS", "BitsPerDim", "best_level", "bits_per_dim", "density_at"]
 
@@ -151,13 +150,6 @@ def bits_per_dim(
     x, half, size, noise = x.to(device), 1 / (values - 1), x[0].numel(), Noise(seeds, len(x))
     _check_fit(denoiser, x, given)
     later, alpha = density_at(denoiser, law.level * half)
-    known = exact_prior(denoiser, x[:1]) is not None
-
-    def prior(x_1: Tensor) -> Tensor:
-        value = exact_prior(denoiser, x_1)
-        assert value is not None
-        return value
-
     weights: list[Tensor] = []
     parts: list[Likelihood] = []
     chunks = torch.arange(len(x)).split(batch or len(x))
@@ -167,9 +159,8 @@ def bits_per_dim(
             own = noise[items]
             v, log_q = law.draw(x[items.to(device)], own.at(1, s))
             likelihood = log_likelihood(
-                later, (alpha * (x[items.to(device)].double() + half * v)).to(torch.float64 if known else torch.float32),
-                rtol=rtol, atol=atol, steps=steps, trace=trace, probes=probes, prior=prior if known and alpha < 1 else None,
-                seeds=own.seeds, cond={key: value[items.to(device)] for key, value in given.items()},
+                later, alpha * (x[items.to(device)].double() + half * v), rtol=rtol, atol=atol, steps=steps, trace=trace,
+                probes=probes, seeds=own.seeds, cond={key: value[items.to(device)] for key, value in given.items()},
             )  # fmt: skip
             done.append((likelihood.log_prob + size * math.log(alpha * half) - log_q, likelihood))
             if hook is not None:

@@ -1,8 +1,8 @@
 """The law of x_1, where the flow ends, and what it costs to take another one for it.
 
-Exact denoisers know it. For others it is N(0, r^2 I) with r^2 = alpha(1)^2 d^2 + sigma(1)^2 and d the standard
-deviation of the data. What that misses in the log-density of one x_1 = r y is, with b and H the difference of the
-scores at y = 0 and its derivative,
+Exact denoisers know it, and what is ``later`` than them. For others it is N(0, r^2 I) with r^2 = alpha(1)^2 d^2 +
+sigma(1)^2 and d the standard deviation of the data. What that misses in the log-density of one x_1 = r y is, with b and
+H the difference of the scores at y = 0 and its derivative,
 
     log p(x_1) - log N(x_1; 0, r^2 I) = b^T y + y^T H y / 2 - (|b|^2 + tr H) / 2                             (1)
 
@@ -22,12 +22,15 @@ from ..denoise.denoiser import Denoiser
 from ..denoise.exact import FiniteDenoiser, MixtureDenoiser
 from ..numerics.shapes import dot
 from .field import Field
+from .later import Later
 
 __all__ = ["exact_prior", "gaussian_prior", "mismatch"]
 
 
 def exact_prior(denoiser: Denoiser, x_1: Tensor) -> Tensor | None:
     """Log p(x_1) of an exact denoiser, shape ``(B,)``; nothing for other denoisers."""
+    if isinstance(denoiser, Later):
+        return exact_prior(denoiser.model, x_1)
     one = torch.ones((), dtype=torch.float64)
     if isinstance(denoiser, MixtureDenoiser):
         return denoiser.log_prob(x_1, one)
