@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from trilemma.cli.items import open_run
+from trilemma.cli.likelihood import LikelihoodOf
 from trilemma.cli.main import main
 from trilemma.data import load
 from trilemma.denoise import Preconditioned
@@ -79,6 +81,26 @@ def test_points_have_a_field(tmp_path, capsys):
     np.save(tmp_path / "points.npy", points[:, :1])
     assert "(N, 2) numbers are needed" in fails(capsys, "likelihood", tmp_path / "model", *words[:2])
     assert "give them as a .npy file" in fails(capsys, "likelihood", tmp_path / "model")
+
+
+def test_one_image_has_no_interval(trained, tmp_path, capsys):
+    """What is not known is null in the record, and said in words; the file is JSON for everybody."""
+    out = tmp_path / "found"
+    assert main(["likelihood", str(trained), "--n", "1", "--steps", "8", "--out", str(out)]) == 0
+
+    def strict(constant):
+        raise AssertionError(constant)
+
+    made = json.loads((out / "likelihood.json").read_text(), parse_constant=strict)
+    assert made["interval"] == [None, None]
+    assert made["stderr"] is made["gap"] is None
+    assert "not known" in capsys.readouterr().out
+
+
+def test_a_device_without_float64_is_refused(trained, monkeypatch, capsys):
+    monkeypatch.setattr("trilemma.cli.items.pick_device", lambda name: torch.device("cpu" if name == "cpu" else "mps"))
+    assert "has no float64, which likelihoods need; take cpu" in fails(capsys, "likelihood", trained, "--device", "mps")
+    assert open_run(LikelihoodOf(str(trained)), "likelihoods").device.type == "cpu"  # auto
 
 
 def test_wrong_input_is_one_sentence(trained, tmp_path, capsys):

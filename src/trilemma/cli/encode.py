@@ -61,7 +61,7 @@ COMMAND = Encode
 
 
 def steps_bar(total: int, label: str) -> Any:
-    """A bar over the steps of all batches, and the hook that moves it."""
+    """A bar over the steps of all batches."""
     from tqdm.auto import tqdm
 
     return tqdm(total=total, desc=label, unit="step", leave=False)

@@ -135,9 +135,8 @@ def _seeds(settings: Interpolate, opened: "Opened", pairs: "Tensor", bar: Any) -
     from .items import class_of
 
     z = [Noise(side.tolist()).at(-1).normal((len(side), *opened.shape)) for side in pairs.T]
-    if not opened.classes:
-        class_of(opened, settings.label)
-        return z, None
     asked = class_of(opened, settings.label)
+    if not opened.classes:
+        return z, None
     one = torch.arange(len(pairs)) % len(opened.classes) if asked is None else torch.full((len(pairs),), asked)
     return z, torch.stack([one, one])

@@ -63,13 +63,17 @@ def open_run(settings: RunSettings, purpose: str) -> Opened:
         purpose: what it is for, for the error: a model of another family cannot do it.
 
     Raises:
-        ValueError: the device cannot be had, or the run holds no denoiser.
+        ValueError: the device cannot be had or has no float64, or the run holds no denoiser.
         FileNotFoundError: there is no model.
     """
     from ..baselines import family
     from ..train import load_model
 
     device = pick_device(settings.device)
+    if device.type == "mps":  # which has no float64, in which paths are added up
+        if settings.device != "auto":
+            raise ValueError(f"device={settings.device!r} has no float64, which {purpose} need; take cpu")
+        device = pick_device("cpu")
     kind = family(settings.path)
     if kind != "diffusion":
         raise ValueError(f"{settings.path} holds a model of the family {kind}; {purpose} need a denoiser")

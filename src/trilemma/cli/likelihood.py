@@ -49,7 +49,7 @@ class LikelihoodOf:
         guidance: not for likelihoods; only 1 is accepted.
         seed: of dequantisation and probes.
         out: folder to write into; without it `likelihood` in PATH, or the first free likelihood-2, ....
-        device: auto, cpu, cuda, cuda:1, mps.
+        device: auto, cpu, cuda, cuda:1.
         batch: items at once.
         ema: use the averaged weights.
     """
@@ -214,14 +214,10 @@ def _table(found: "BitsPerDim", n: int, values: int) -> list[str]:
             f"95 % interval {low:.4f} to {high:.4f}, over {n} images of {values} values",
         ),
         ("nats", f"{found.value * math.log(2):.4f}", "a dimension"),
-        ("of it at most", _number(found.gap), f"gap of dequantisation ({found.dequantise}, samples: {found.samples})"),
+        ("of it about", _number(found.gap), f"gap of dequantisation ({found.dequantise}, samples: {found.samples})"),
         ("+-", _number(found.solver_error), "the solver, by its own estimate"),
         ("+-", _number(found.probe_stderr), "estimated traces, contained in the interval"),
-        (
-            "apart",
-            _number(found.prior_mismatch),
-            "mismatch of the law at t = 1, to be taken off if the model's own law is meant",
-        ),
+        ("apart", _number(found.prior_mismatch), _mismatch(found.prior_mismatch, "taken off")),
         ("offset", f"{found.offset:.4f}", "bits of a bin, contained"),
         ("calls", f"{found.calls:.0f}", "of the network, an image"),
     ]
@@ -242,12 +238,12 @@ def _points(settings: LikelihoodOf, opened: "Opened", trace: str, part: Path) ->
     found = log_likelihood(
         opened.model, x, cond={} if labels is None else {"label": labels}, batch=settings.batch, **how
     )
-    mean = float(found.log_prob.mean())
+    mean, mismatch = float(found.log_prob.mean()), float(found.prior_mismatch.mean())
     error = float(found.log_prob.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
     lines = [
         f"log-density: {mean:.4f} +- {_number(error)} nats, mean over {len(x)} points and its standard error",
         f"solver {_number(float(found.solver_error.mean()))}, probes {_number(float(found.stderr.mean()))}, "
-        f"prior mismatch {_number(float(found.prior_mismatch.mean()))}",
+        f"apart {_number(mismatch)}, {_mismatch(mismatch, 'added')}",
     ]
     if opened.shape == (2,):
         _field(opened, x, None if labels is None else int(labels[0]), how, part / "field.png")
@@ -271,7 +267,7 @@ def _field(opened: "Opened", x: "Tensor", label: int | None, how: dict[str, Any]
     sides = [torch.linspace(float(a), float(b), 80) for a, b in zip(low - margin, high + margin)]
     grid = torch.stack(torch.meshgrid(*sides, indexing="xy"), -1).reshape(-1, 2)
     cond = {} if label is None else {"label": torch.full((len(grid),), label)}
-    values = log_likelihood(opened.model, grid, cond=cond, batch=1600, **how).log_prob.reshape(80, 80).cpu()
+    values = log_likelihood(opened.model, grid, cond=cond, batch=1600, **how).log_prob.reshape(80, 80).cpu().numpy()
     figure = Figure(figsize=(5.4, 4.4), layout="constrained", dpi=120)
     axes = figure.subplots()
     extent = (float(sides[0][0]), float(sides[0][-1]), float(sides[1][0]), float(sides[1][-1]))
@@ -279,9 +275,16 @@ def _field(opened: "Opened", x: "Tensor", label: int | None, how: dict[str, Any]
     image = axes.imshow(
         values, origin="lower", extent=extent, aspect="auto", vmin=max(top - 12, float(values.min())), vmax=top
     )
-    axes.scatter(x[:500, 0], x[:500, 1], s=3, c="white", alpha=0.5, linewidths=0)
+    points = x[:500].numpy()
+    axes.scatter(points[:, 0], points[:, 1], s=3, c="white", alpha=0.5, linewidths=0)
     figure.colorbar(image, label="log p(x), nats")
     figure.savefig(path, format="png")
+
+
+def _mismatch(value: float, what: str) -> str:
+    if value == 0:
+        return "mismatch of the law at t = 1: no signal is left there, so that it is known"
+    return f"estimated mismatch of the law at t = 1, to be {what} if the model's own law is meant"
 
 
 def _number(value: float) -> str:
@@ -292,4 +295,6 @@ def _plain(value: Any) -> Any:
     """JSON knows no NaN."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
