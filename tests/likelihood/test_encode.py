@@ -210,11 +210,13 @@ def test_conditions_of_pairs_go_with_their_pairs():
             inner = gaussian(self.process, [0.25, 0.25])
             return Gaussian(inner(x_t - self.process.alpha(t) * label[:, None], t).mean + label[:, None])
 
-    model, label = Shifted(), torch.tensor([0.0, 5.0], dtype=F64)
+    model, label = Shifted(), torch.tensor([0.0, 5.0], dtype=F64)  # as a tensor, and as a list
     x0, x1 = torch.tensor([[1.0, 0.0]] * 2, dtype=F64), torch.tensor([[0.0, 1.0]] * 2, dtype=F64)
     out = interpolate(model, x0 + label[:, None], x1 + label[:, None], [0.5, 0.5], cond={"label": label})
     expected = math.sqrt(0.5) + label[None, :, None].expand(2, 2, 2)
     torch.testing.assert_close(out, expected, rtol=0, atol=0.02)
+    again = interpolate(model, x0 + label[:, None], x1 + label[:, None], [0.5], cond={"label": label.tolist()})
+    torch.testing.assert_close(again[0], out[0], rtol=0, atol=1e-6)
 
 
 # ---------------------------------------------------------------- refusals

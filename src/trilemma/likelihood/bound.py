@@ -364,7 +364,7 @@ def discrete_bound(
     >>> exact = GaussianDenoiser(VP(), torch.zeros(2), Covariances.diagonal(torch.ones(1, 2)))
     >>> ts = torch.linspace(1, 0, 11, dtype=torch.float64)
     >>> best = lambda log_snr: torch.sigmoid(-log_snr)                                          # Var[x | x_t] of such data
-    >>> bound = discrete_bound(exact, torch.zeros(1, 2), ts, variance=best, samples=512)
+    >>> bound = discrete_bound(exact, torch.zeros(1, 2), ts, variance=best, samples=48)
     >>> abs(float(bound.log_prob) + math.log(2 * math.pi)) < 4 * float(bound.stderr)             # no loss, in ten steps
     True
     """

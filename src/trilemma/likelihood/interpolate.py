@@ -95,9 +95,8 @@ def interpolate(
     >>> interpolate(model, torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), [0.5]).round(decimals=2)
     tensor([[[0.7100, 0.7100]]])
     """
+    cond = {key: torch.as_tensor(value) for key, value in (cond or {}).items()}
     ends = [encode(denoiser, x, steps=steps, cond=cond) for x in (x0, x1)]
     z = slerp(ends[0].z, ends[1].z, weights)
-    given = {
-        key: torch.as_tensor(value).repeat(len(z), *(1,) * (value.ndim - 1)) for key, value in (cond or {}).items()
-    }
+    given = {key: value.repeat(len(z), *(1,) * (value.ndim - 1)) for key, value in cond.items()}
     return decode(denoiser, z.flatten(0, 1), steps=steps, cond=given).reshape(z.shape)
