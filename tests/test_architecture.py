@@ -39,7 +39,8 @@ ORDER = {
     "process": "gaussian named betas learned tokens grid registry times",
     "denoise": "posterior targets denoiser variance exact guidance",
     "likelihood": (
-        "probes field later prior solve flow posterior dequantise bits variational terms bound schedule encode interpolate anomaly"
+        "probes field later prior solve flow posterior dequantise bits variational terms bound schedule encode interpolate "
+        "anomaly"
     ),
     "health": "probe identity check course",
     "sampling": (
@@ -52,7 +53,18 @@ NEVER = set(
     ["torchvision", "torchaudio", "torchmetrics", "torch_fidelity", "lpips", "deepinv", "diffusers", "cleanfid"]
 )
 OPTIONAL = set(
-    ["PIL", "sklearn", "scipy", "matplotlib", "datasets", "tensorboard", "huggingface_hub", "gradio", "soundfile", "zuko"]
+    [
+        "PIL",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "datasets",
+        "tensorboard",
+        "huggingface_hub",
+        "gradio",
+        "soundfile",
+        "zuko",
+    ]
 ) | {"transformers"}
 
 FILES = sorted(ROOT.rglob("*.py"))
