@@ -18,7 +18,7 @@ from trilemma.data import load
 from trilemma.data.pixels import to_uint8
 from trilemma.evaluate import measure
 from trilemma.evaluate.extractors import random_features
-from trilemma.evaluate.reference import images_checksum
+from trilemma.evaluate.reference import images_checksum, load_tensors
 
 TEST = load("digits", split="test")
 FAST = ["--extractor", "random", "--metrics", "fid,precision"]
@@ -261,6 +261,7 @@ def test_what_cannot_be_measured_is_said_in_a_sentence(folder, tmp_path, capsys,
         (["--n", "298"], "n=298 samples were asked for"),
         (["--extractor", "inception"], "fid_weights of mseitzer/pytorch-fid"),
         (["--labels", "LABELS"], "297 whole numbers from 0"),
+        (["--labels", "missing.npy"], "missing.npy"),
     ],
 )
 def test_settings_that_cannot_be(samples, tmp_path, capsys, monkeypatch, words, why):
@@ -270,6 +271,14 @@ def test_settings_that_cannot_be(samples, tmp_path, capsys, monkeypatch, words, 
     np.save(tmp_path / "labels.npy", np.arange(5))
     words = [word.replace("LABELS", str(tmp_path / "labels.npy")) for word in words]
     assert why in fails(capsys, tmp_path, samples, "digits", *words)
+
+
+def test_a_folder_that_cannot_be_is_found_before_the_work(samples, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "_open", lambda settings: pytest.fail("work was begun"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert evaluate(samples, "digits", *FAST, "--out", out) == 2
+        assert f"{tmp_path / 'file'} is a file; name a folder by --out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("words", "why"), [(["--n", "1"], "n=1 must"), (["--batch", "0"], "batch=0 must")])
@@ -294,10 +303,12 @@ def test_two_processes_find_what_one_does(samples, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("protocol:") == 1  # one of them speaks
     (features,) = (tmp_path / "cache" / "features").iterdir()  # of the reference, which is held out too
-    kept = features.read_bytes()
+    kept, _ = load_tensors(features)
     features.unlink()
     assert main([*words, str(tmp_path / "one")]) == 0
-    assert features.read_bytes() == kept
+    again, _ = load_tensors(features)
+    assert again.keys() == kept.keys() == {"features", "logits"}
+    assert all(torch.equal(again[name], kept[name]) for name in kept)
     two, one = (result(tmp_path / name) for name in ("two", "one"))
     assert [r["processes"] for r in (two, one)] == [2, 1]
     for key in ("metrics", "held_out_metrics", "stamp", "samples", "reference"):

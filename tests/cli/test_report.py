@@ -45,7 +45,7 @@ def figures():
     return {
         "settings": {"n": 100, "batch": 50},
         "command": "trilemma report a b c",
-        "data": {"reference": "digits: 1500", "unseen": "test split"},
+        "data": {"reference": "digits: 1500", "unseen": "test split", "fresh": True},
         "stamp": {"extractor": "classifier"},
         "floor": {"fid": estimate(1.0, 0.1), "coverage": estimate(0.95, 0.02)},
         "copies": 0.3,
@@ -65,12 +65,12 @@ def test_findings_follow_from_the_figures(figures):
     start = {line.split(".")[0]: line for line in said}
     assert "tuned comes nearest to the data: a Fréchet distance of 1.05 times" in start["Quality"]
     assert "cannot be told apart from DDPM" in start["Quality"]
-    assert "tuned is the fastest of those that are as near" in start["Speed"]
+    assert "tuned is the fastest of those that cannot be told from the nearest" in start["Speed"]
     assert "125 times faster than DDPM" in start["Speed"]
     assert "clearly behind: GAN (0.60) and VAE <b> (0.50)" in start["Coverage"]
     assert "tuned has all three" in start["The trilemma"]
     assert "GAN has speed, not quality and coverage" in start["The trilemma"]
-    assert "partly memorised: GAN (0.33 times their distance)" in start["Copies"]
+    assert "pixel by pixel: GAN (0.33 times their distance)" in start["Copies"]
     assert "not measured: 65 W, stated" in start["Energy"]
     assert "Likelihood" not in start
 
@@ -84,6 +84,40 @@ def test_findings_change_when_the_figures_do(figures):
     assert "ahead of all others" in start["Quality"]
     assert "No method's samples lie much nearer" in start["Copies"]
     assert "runs/vae at most 2.000 [1.900, 2.100]" in start["Likelihood"]
+    assert "Without one: runs/diffusion and runs/gan." in start["Likelihood"]
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_one_row_is_compared_with_nothing(figures, index):
+    """No best, no fastest, no others: a single way to sample has only its own figures."""
+    figures["rows"] = [figures["rows"][index] | {"copies": 0.3}]
+    said = " ".join(map(plain, findings(figures)))
+    for word in ("nearest", "others", "fastest", "largest", "From", "has all three", "trilemma"):
+        assert word not in said
+    images = torch.zeros(4, 1, 4, 4)
+    name = figures["rows"][0]["name"]
+    page = tell(figures, {"real": images, name: images, f"nearest: {name}": images})
+    assert "One way to make images" in page
+    assert "nan" not in page.lower().replace("nansi", "")
+
+
+def test_rows_may_have_other_figures_than_the_first(figures):
+    """Only a model of classes can be asked for some, so that its row alone has class_agreement."""
+    figures["rows"][2]["metrics"]["class_agreement"] = estimate(0.875, 0.01)
+    figures["about"]["class_agreement"] = "a share of samples"
+    images = torch.zeros(4, 1, 4, 4)
+    pictures = {"real": images} | {r["name"]: images for r in figures["rows"]}
+    page = tell(figures, pictures)
+    assert page.count("<td>0.875</td>") == 1
+    assert "a share of samples" in page
+
+
+def test_a_page_says_what_stands_for_unseen_images(figures):
+    figures["data"] |= {"unseen": "a half of the training images", "fresh": False}
+    images = torch.zeros(4, 1, 4, 4)
+    page = tell(figures, {"real": images} | {r["name"]: images for r in figures["rows"]})
+    assert "What is called unseen on this page: a half of the training images" in page
+    assert "no model has seen" not in page
 
 
 def test_scores_are_relative_to_real_images_and_to_the_slowest(figures):

@@ -1,7 +1,7 @@
 """The ways to make samples that a report compares: every rule of a denoiser, and every other generator as it is."""
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from ..train.game import Game
     from .report import Report
 
-__all__ = ["Contender", "Drawn", "contenders", "parse_rule"]
+__all__ = ["Contender", "Drawn", "contenders", "parse_rule", "title"]
 
 _GRIDS = {"ddpm": "uniform", "angular": "angular", "tuned": "angular"}  # the rest steps evenly in log-SNR
 _NAMES = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)", "angular": "default", "tuned": "tuned"}
 _LONG_ENOUGH = 0.5  # seconds of work that are timed, so that a sampler of one call is not lost in the clock
+_WARM = 5.0  # seconds of a first time beside which what is done only once (kernels loaded, memory found) is little
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class Contender:
     bits: Callable[[Tensor, Tensor | None, int], dict[str, Any] | None]
 
     def draw(self, n: int, labels: Tensor | None, *, seed: int, batch: int, watts: float) -> Drawn:
-        """``n`` samples in batches. What is over at once is done again until the clock can tell, and its first time forgotten.
+        """``n`` samples in batches, each metered. What is over soon is done again, and its first time forgotten.
 
         Args:
             n: number of samples.
@@ -86,16 +87,18 @@ class Contender:
         seeds = Noise(seed, n).seeds
 
         def once(title: str) -> tuple[Tensor, int, Cost]:
-            with Meter(self.device, watts=watts) as meter:
-                made = []
-                for i, index in enumerate(parts):
-                    mine = labels[index].to(self.device) if labels is not None and self.classes else None
-                    count = f" ({i + 1} of {len(parts)})" if len(parts) > 1 else ""
-                    made.append(self.make(seeds[index], mine, title and f"{title}{count}"))
-            return torch.cat([images.float().cpu() for images, _ in made]), made[0][1], meter.cost
+            made, costs = [], []
+            for i, index in enumerate(parts):
+                mine = labels[index].to(self.device) if labels is not None and self.classes else None
+                count = f" ({i + 1} of {len(parts)})" if len(parts) > 1 else ""
+                with Meter(self.device, watts=watts) as meter:
+                    images, calls = self.make(seeds[index], mine, title and f"{title}{count}")
+                made.append(images.float().cpu())
+                costs.append(meter.cost)
+            return torch.cat(made), calls, reduce(operator.add, costs)
 
         images, calls, cost = once(self.name)
-        if cost.seconds < _LONG_ENOUGH:
+        if cost.seconds < _WARM:
             costs = [once("")[2]]
             while sum(c.seconds for c in costs) < _LONG_ENOUGH:
                 costs.append(once("")[2])
@@ -123,12 +126,23 @@ def parse_rule(entry: str) -> tuple[str, int]:
     return name, int(steps)
 
 
+def title(run: str, runs: Sequence[str]) -> str:
+    """The last part of a run's path, or as many as tell it from the other runs.
+
+    >>> title("a/digits", ["a/digits", "b/digits"]), title("a/vae", ["a/digits", "a/vae"])
+    ('a/digits', 'vae')
+    """
+    parts, *others = (Path(one).resolve().parts for one in (run, *(other for other in runs if other != run)))
+    count = next((k for k in range(1, len(parts)) if all(parts[-k:] != other[-k:] for other in others)), len(parts))
+    return "/".join(parts[-count:])
+
+
 def contenders(run: str, settings: "Report") -> list[Contender]:
     """Every way to sample a run: by each rule if it holds a denoiser, else the one way it has.
 
     Args:
         run: folder of a trained model of any family.
-        settings: ``rules``, ``guidance`` and ``device``; a tuned plan that is missing or stale is tuned first.
+        settings: ``runs``, ``rules``, ``guidance`` and ``device``; a tuned plan that is missing or stale is tuned first.
 
     Raises:
         ValueError: the run, a rule or the device cannot be used.
@@ -140,24 +154,27 @@ def contenders(run: str, settings: "Report") -> list[Contender]:
     from .sample import pick_device, refuse_unlabelled
 
     device = pick_device(settings.device)
+    name = title(run, settings.runs)
     if "game" in read_model(run)[0]:
-        return [_game(run, load_game(run)[0], device)]
+        return [_game(run, name, load_game(run)[0], device)]
     model, info = load_model(run)
     if settings.guidance != 1:
         refuse_unlabelled(info)
     model = model.to(device)
-    return [_denoiser(run, model, info, *parse_rule(rule), settings.guidance) for rule in settings.rules]
+    return [_denoiser(run, name, model, info, *parse_rule(rule), settings.guidance) for rule in settings.rules]
 
 
 def _denoiser(
-    run: str, model: "Preconditioned", info: dict[str, Any], rule: str, steps: int, guidance: float
+    run: str, name: str, model: "Preconditioned", info: dict[str, Any], rule: str, steps: int, guidance: float
 ) -> Contender:
     from ..denoise import CFG
     from .sample import way
-    from .tuned import fingerprint
+    from .tuned import fingerprint, load_plan
 
+    how = rule
     if rule == "tuned":
         _tuned(run, model, steps, guidance)
+        how = load_plan(run, steps, guidance)[0].to_json()
     grid, bound = way(Sample(run, rule=rule, steps=steps, grid=_GRIDS.get(rule, "log_snr"), guidance=guidance), model)
     denoiser, device = model if guidance == 1 else CFG(model, guidance), next(model.parameters()).device
 
@@ -172,8 +189,8 @@ def _denoiser(
     return Contender(
         run=run,
         family="diffusion",
-        name=f"{Path(run).name}: {_NAMES.get(rule, rule)} {steps}{guided}",
-        weights=f"{fingerprint(model)} {rule} {steps} {guidance:g} {grid.sum():.12g}",
+        name=f"{name}: {_NAMES.get(rule, rule)} {steps}{guided}",
+        weights=f"{fingerprint(model)} {how} {guidance:g} {grid.tolist()}",
         shape=tuple(info["shape"]),
         classes=len(info["class_names"]) if "label" in model.cond_keys else 0,
         device=device,
@@ -193,7 +210,7 @@ def _tuned(run: str, model: "Preconditioned", steps: int, guidance: float) -> No
         tune(Tune(run, steps=(steps,), guidance=guidance, device=str(next(model.parameters()).device)))
 
 
-def _game(run: str, game: "Game", device: torch.device) -> Contender:
+def _game(run: str, name: str, game: "Game", device: torch.device) -> Contender:
     game = game.to(device)
 
     def make(seeds: Tensor, labels: Tensor | None, title: str) -> tuple[Tensor, int]:
@@ -203,8 +220,8 @@ def _game(run: str, game: "Game", device: torch.device) -> Contender:
     return Contender(
         run=run,
         family=game.family,
-        name=Path(run).name,
-        weights=tensors_checksum(game.state_dict()),
+        name=name,
+        weights=f"{game.family} {game.config} {tensors_checksum(game.state_dict())}",
         shape=game.shape,
         classes=game.classes,
         device=device,

@@ -1,14 +1,10 @@
 """``trilemma demo``: from nothing to two pages in a few minutes."""
 
 import json
-import os
-import platform
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .._version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -204,6 +200,7 @@ def _study(
     import torch
 
     from .jury import kept_samples
+    from .report import machine
     from .study import Judge, Method, copying, denoising_errors, draw, forward_pictures, known, reverse_pictures
 
     assert held_out.labels is not None
@@ -268,15 +265,7 @@ def _study(
             "training": round(sum(row["seconds"] for row in rows), 1),
             "sampling": round(time.perf_counter() - start, 1),
         },
-        "machine": {
-            "device": str(trainer.world.device),
-            "threads": torch.get_num_threads(),
-            "processors": os.cpu_count(),
-            "architecture": platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "trilemma": __version__,
-        },
+        "machine": machine(str(trainer.world.device)),
     }
     return Results(figures, drawn, pictures)
 

@@ -1,9 +1,10 @@
 """``trilemma evaluate``: how good a set of images is, measured against real ones, every figure with its interval and protocol."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..train import World
     from .images import Images
 
-__all__ = ["COMMAND", "Evaluate", "run"]
+__all__ = ["COMMAND", "Evaluate", "metric_names", "require_folder", "run"]
 
 MOST = 20_000  # images that a classifier learns from
 
@@ -83,6 +84,8 @@ def run(settings: Evaluate) -> int:
     from ..train import setup
 
     metrics = _check_names(settings)
+    if settings.out is not None:
+        require_folder(Path(settings.out))
     try:
         launched = setup(settings.device)
         with launched as world:
@@ -95,7 +98,8 @@ def run(settings: Evaluate) -> int:
 
 def _run(settings: Evaluate, metrics: tuple[str, ...], world: "World") -> int:
     from ..evaluate import METRICS, Stamp, measure
-    from .evaluated import Seen, free, record, table, write
+    from .evaluated import Seen, record, table, write
+    from .sample import free_folder
 
     start = time.perf_counter()
     sets = _open(settings)
@@ -139,7 +143,7 @@ def _run(settings: Evaluate, metrics: tuple[str, ...], world: "World") -> int:
         plain = [name for name in found if not {"held_out", "asked"} & set(METRICS[name].needs)]
         real = measure(held_out.reading, reference.reading, metrics=plain, seed=settings.seed) if plain else {}
     made = record(settings, seen, found, real, stamp, time.perf_counter() - start, world)
-    out = Path(settings.out) if settings.out else free(Path(settings.samples).parent / "evaluation")
+    out = Path(settings.out) if settings.out else free_folder(Path(settings.samples).parent / "evaluation")
     write(out, made, samples, reference)
     print(json.dumps(made, indent=2) if settings.json else table(settings, found, real, stamp, out))
     return 0
@@ -156,12 +160,47 @@ def _check_names(settings: Evaluate) -> tuple[str, ...]:
     from ..evaluate.extractors import EXTRACTORS
 
     lookup("extractor", settings.extractor, dict.fromkeys([*EXTRACTORS, "auto"]))
-    metrics = tuple(part for word in settings.metrics for part in word.split(",") if part)
+    metrics = metric_names(settings.metrics)
     for name in metrics:
-        lookup("metric", name, METRICS)
         if "held_out" in METRICS[name].needs and settings.held_out is None:
             raise ValueError(f"{name} needs real images that nothing was trained on; name them by --held-out")
     return metrics
+
+
+def metric_names(words: Sequence[str]) -> tuple[str, ...]:
+    """Names of metrics, apart or joined by commas.
+
+    Raises:
+        ValueError: there is none of that name; the nearest one is named.
+
+    >>> metric_names(("fid,kid", "recall"))
+    ('fid', 'kid', 'recall')
+    """
+    from .._names import lookup
+    from ..evaluate import METRICS
+
+    names = tuple(part for word in words for part in word.split(",") if part)
+    for name in names:
+        lookup("metric", name, METRICS)
+    return names
+
+
+def require_folder(out: Path) -> None:
+    """Find that a folder cannot be written to before the work for it is done.
+
+    Raises:
+        ValueError: it is a file or lies in one, or belongs to somebody else.
+
+    >>> require_folder(Path(__file__))
+    Traceback (most recent call last):
+        ...
+    ValueError: ...evaluate.py is a file; name a folder by --out
+    """
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file; name a folder by --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} cannot be written to; name another folder by --out")
 
 
 def _open(settings: Evaluate) -> "dict[str, Images]":

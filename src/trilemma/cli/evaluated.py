@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .evaluate import Evaluate
     from .images import Images
 
-__all__ = ["Seen", "free", "neighbours", "record", "table", "write"]
+__all__ = ["Seen", "neighbours", "record", "table", "write"]
 
 SHOWN = 100  # samples on the sheet
 ROWS = 8  # of neighbours, of either kind
@@ -116,14 +116,6 @@ def table(
     )
     parts = [columns(title, rows), "\n".join(means), "\n".join(notes), protocol, f"written: {out}"]
     return "\n\n".join(part for part in parts if part)
-
-
-def free(folder: Path) -> Path:
-    """A folder that does not exist yet: this one, or with the first free number behind it."""
-    number = 1
-    while (candidate := folder if number == 1 else folder.with_name(f"{folder.name}-{number}")).exists():
-        number += 1
-    return candidate
 
 
 def write(out: Path, made: Mapping[str, Any], samples: Seen, reference: Seen) -> None:

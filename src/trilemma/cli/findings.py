@@ -1,4 +1,4 @@
-"""What a trilemma report found, in sentences: every one follows from the figures, and none claims what the intervals do not show.
+"""What a trilemma report found, in sentences: every one follows from the figures, and says so where intervals are left aside.
 
 (1)  quality   min(1, distance of real unseen data / distance of the samples)
 (2)  coverage  min(1, coverage of the samples / coverage of real unseen data)
@@ -56,9 +56,9 @@ def best_of_families(rows: Sequence[Row], floor: dict[str, Any]) -> list[Row]:
 
 def findings(figures: dict[str, Any]) -> list[str]:
     """Sentences as HTML; `plain` makes text of them."""
-    rows = [{**row, "name": escape(row["name"])} for row in figures["rows"]]
+    rows = [{**row, "name": escape(row["name"]), "run": escape(row["run"])} for row in figures["rows"]]
     floor, n = figures["floor"], figures["settings"]["n"]
-    lines = [_quality(rows, floor, n), *_speed(rows), *_coverage(rows, floor, n)]
+    lines = [_quality(rows, floor, n), *_speed(rows), _coverage(rows, floor)]
     lines += [_verdict(rows, floor), *_copies(rows, figures["copies"]), *_bits(rows), *_energy(rows)]
     return [line for line in lines if line]
 
@@ -68,9 +68,10 @@ def _quality(rows: Sequence[Row], floor: dict[str, Any], n: int) -> str:
     equal = [r["name"] for r in rows if r is not best and not told_apart(r["metrics"]["fid"], best["metrics"]["fid"])]
     ratio = best["metrics"]["fid"]["value"] / floor["fid"]["value"]
     same = f"; with {n} samples it cannot be told apart from {_names(equal)}" if equal else ", ahead of all others"
+    nearest = f"{best['name']} comes nearest to the data: " if len(rows) > 1 else f"{best['name']}: "
     return (
-        f"<b>Quality.</b> {best['name']} comes nearest to the data: a Fréchet distance of {ratio:.2f} times that of real "
-        f"unseen data{same}."
+        f"<b>Quality.</b> {nearest}a Fréchet distance of {ratio:.2f} times that of real unseen data"
+        f"{same if len(rows) > 1 else ''}."
     )
 
 
@@ -83,27 +84,31 @@ def _speed(rows: Sequence[Row]) -> list[str]:
         return []
     ratio = slow["seconds"] / quick["seconds"]
     return [
-        f"<b>Speed.</b> {quick['name']} is the fastest of those that are as near to the data: {seconds(quick)} a sample and "
-        f"{quick['calls']} calls of the network, {ratio:.{0 if ratio >= 10 else 1}f} times faster than {slow['name']} "
+        f"<b>Speed.</b> {quick['name']} is the fastest of those that cannot be told from the nearest: {seconds(quick)} a "
+        f"sample and {quick['calls']} calls of the network, {ratio:.{0 if ratio >= 10 else 1}f} times faster than {slow['name']} "
         f"({seconds(slow)}, {slow['calls']} calls)."
     ]
 
 
-def _coverage(rows: Sequence[Row], floor: dict[str, Any], n: int) -> list[str]:
+def _coverage(rows: Sequence[Row], floor: dict[str, Any]) -> str:
     best = max(rows, key=lambda row: row["metrics"]["coverage"]["value"])
     worse = [r for r in rows if told_apart(r["metrics"]["coverage"], best["metrics"]["coverage"]) and r is not best]
     behind = (
-        "all others cannot be told apart from it"
+        "; the others cannot be told apart from it"
         if not worse
-        else "clearly behind: " + _names([f"{r['name']} ({r['metrics']['coverage']['value']:.2f})" for r in worse])
+        else "; clearly behind: " + _names([f"{r['name']} ({r['metrics']['coverage']['value']:.2f})" for r in worse])
     )
-    return [
-        f"<b>Coverage.</b> Of the neighbourhoods of real data, {best['name']} reaches the largest share, "
-        f"{best['metrics']['coverage']['value']:.2f} (real unseen data: {floor['coverage']['value']:.2f}); {behind}."
-    ]
+    return (
+        f"<b>Coverage.</b> Of the neighbourhoods of real data, {best['name']} reaches "
+        f"{'the largest share, ' if len(rows) > 1 else ''}{best['metrics']['coverage']['value']:.2f} "
+        f"(real unseen data: {floor['coverage']['value']:.2f}){behind if len(rows) > 1 else ''}."
+    )
 
 
 def _verdict(rows: Sequence[Row], floor: dict[str, Any]) -> str:
+    """By the values of the best of each family; for a single row there is no speed to speak of, and no trilemma."""
+    if len(rows) == 1:
+        return ""
     parts = []
     for row in best_of_families(rows, floor):
         quality, speed, coverage = scores(row, rows, floor)
@@ -123,7 +128,8 @@ def _verdict(rows: Sequence[Row], floor: dict[str, Any]) -> str:
         parts.append(f"{row['name']} has {text}")
     return (
         f"<b>The trilemma.</b> {'; '.join(parts)}. Quality and coverage count from {GOOD:.0%} of what real unseen data "
-        "reach, speed from the faster half of this report on a logarithmic scale."
+        "reach, speed from the faster half of this report on a logarithmic scale, all by their values; how sure these are, "
+        "the intervals say."
     )
 
 
@@ -132,7 +138,10 @@ def _copies(rows: Sequence[Row], usual: float) -> list[str]:
     if not near:
         return ["<b>Copies.</b> No method's samples lie much nearer to the training set than real unseen data do."]
     said = _names([f"{r['name']} ({r['copies'] / usual:.2f} times their distance)" for r in near])
-    return [f"<b>Copies.</b> Nearer to the training set than real unseen data, so partly memorised: {said}."]
+    return [
+        f"<b>Copies.</b> Nearer to the training set than real unseen data, pixel by pixel: {said}. They are copies, or smoother "
+        "than real images; the pictures and the figures of copying tell which."
+    ]
 
 
 def _bits(rows: Sequence[Row]) -> list[str]:
@@ -147,7 +156,11 @@ def _bits(rows: Sequence[Row]) -> list[str]:
         f"[{row['bits_per_dim']['low']:.3f}, {row['bits_per_dim']['high']:.3f}]"
         for row in known.values()
     ]
-    return [f"<b>Likelihood.</b> Bits per dimension of unseen data: {_names(said)}. A GAN has none."]
+    none = list(dict.fromkeys(row["run"] for row in rows if row["run"] not in known))
+    return [
+        f"<b>Likelihood.</b> Bits per dimension of unseen data: {_names(said)}."
+        + (f" Without one: {_names(none)}." if none else "")
+    ]
 
 
 def _energy(rows: Sequence[Row]) -> list[str]:
@@ -155,6 +168,8 @@ def _energy(rows: Sequence[Row]) -> list[str]:
     how = (
         "measured by " + least["energy"] if least["measured"] else f"not measured: {least['energy']}, times the seconds"
     )
+    if len(rows) == 1:
+        return [f"<b>Energy.</b> {joules(least)} a sample, {how}."]
     return [
         f"<b>Energy.</b> From {joules(least)} ({least['name']}) to {joules(most)} ({most['name']}) a sample, {how}."
     ]

@@ -1,15 +1,17 @@
 """Judges the samples of every contender by one protocol, and keeps what was judged.
 
-rows/NAME.json     the figures of one row, with a key of all that they depend on
-rows/NAME.npz      its samples, uint8
+rows/NAME.json                     the figures of one row, with a key of all that they depend on
+rows/NAME.npz                      its samples, uint8
+rows/classifier-KEY.safetensors    the classifier that saw them, where it was trained here
 """
 
+import hashlib
 import math
 import re
 import sys
 import zipfile
-import zlib
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,18 @@ import torch
 from torch import Tensor
 
 from ..data import DataSet, load
-from ..evaluate import Reading, Stamp, measure
-from ..evaluate.extractors import Subject, make_extractor
-from ..evaluate.features import to_bytes
-from ..evaluate.reference import images_checksum
+from ..evaluate import DEFAULT, METRICS, Reading, Stamp, measure
+from ..evaluate.extractors import Subject, make_extractor, save_classifier, train_on
+from ..evaluate.features import Extractor, to_bytes
+from ..evaluate.reference import images_checksum, tensors_checksum
 from ..evaluate.rows import nearest
 from ..train.checkpoint import CorruptError, read_json, write_file
 from .contenders import Contender
-from .report import Report
+from .report import Report, machine
+from .sample import pick_device
+from .train import DataOptions, load_data
 
-__all__ = ["SHOWN", "Jury", "kept_samples", "real_images", "slug"]
+__all__ = ["SHOWN", "Jury", "Real", "kept_samples", "real_images", "slug"]
 
 SHOWN = 100  # samples of each kind that are shown
 _COPIES = 512  # samples whose nearest training images are looked for
@@ -42,33 +46,44 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
-def real_images(settings: Report) -> tuple[DataSet, DataSet, str]:
-    """The images that samples are measured against, those that stand for perfect samples, and where the latter come from.
+@dataclass(frozen=True, eq=False)
+class Real:
+    """Real images.
+
+    Args:
+        train: what samples are measured against.
+        unseen: those that stand for perfect samples.
+        origin: where ``unseen`` come from, for people.
+        fresh: whether no run was trained on ``unseen``, as far as is known.
+    """
+
+    train: DataSet
+    unseen: DataSet
+    origin: str
+    fresh: bool
+
+
+def real_images(settings: Report) -> Real:
+    """The real images of a report.
 
     Raises:
-        ValueError: the first run does not say what it was trained on, or more samples are asked for than there are unseen images.
+        ValueError: the runs do not say what they were trained on, or were trained on different data; more samples are asked for
+            than there are unseen images; or these are the training images.
     """
-    from .config import from_flat, read_yaml
-    from .train import DataOptions, load_data
-
-    options = DataOptions(data=settings.data) if settings.data else None
-    if options is None:
-        written = Path(settings.runs[0]) / "config.json"
-        if not written.exists():
-            raise ValueError(f"{settings.runs[0]} does not say what it was trained on; name the images by --data")
-        known = {field: value for field, value in read_yaml(str(written)).items() if field in asdict(DataOptions())}
-        options = from_flat(DataOptions, known, source=str(written))
-    train = load_data(options)
+    options = DataOptions(data=settings.data) if settings.data else _trained_on(settings.runs)
+    train, fresh = load_data(options), True
     if settings.held_out:
         unseen, origin = load_data(replace(options, data=settings.held_out)), settings.held_out
     else:
         try:
             given = {name: value for name, value in asdict(options).items() if name not in ("data", "on_error")}
             unseen, origin = load(options.data, split="test", on_error=options.on_error, **given), "test split"
-        except ValueError:
+        except ValueError as error:
+            if "split" not in str(error):
+                raise
             train, unseen = train.split(0.5, seed=settings.seed)
-            origin = "half of the training images, since there are no unseen ones; name some by --held-out"
-            print(f"{options.data} has no test split: {origin}", file=sys.stderr)
+            origin, fresh = "a half of the training images, which the runs have seen; name others by --held-out", False
+            print(f"{options.data} has no test split, so real images are compared with {origin}", file=sys.stderr)
     if unseen.shape != train.shape:
         raise ValueError(f"held-out images are {unseen.shape}, the others {train.shape}; give images of one size")
     n = len(unseen) if settings.n is None else settings.n
@@ -77,7 +92,32 @@ def real_images(settings: Report) -> tuple[DataSet, DataSet, str]:
             f"n={n} samples cannot be held against {len(unseen)} unseen images, since distances depend on the number; "
             f"take --n {len(unseen)} at most, or name more images by --held-out"
         )
-    return train, unseen.subset(slice(0, n)), f"{origin}, {n} images"
+    if images_checksum([to_bytes(unseen.images)]) == images_checksum([to_bytes(train.images)]):
+        raise ValueError(f"{origin} and the training images are the same images; name others by --held-out")
+    return Real(train, unseen.subset(slice(0, n)), f"{origin}, {n} images", fresh)
+
+
+def _trained_on(runs: Sequence[str]) -> DataOptions:
+    """What all runs were trained on."""
+    from .config import from_flat, read_yaml
+
+    found: dict[str, DataOptions] = {}
+    for run in runs:
+        written = Path(run) / "config.json"
+        values = read_yaml(str(written)) if written.exists() else {}
+        if "data" in values:
+            known = {field: value for field, value in values.items() if field in asdict(DataOptions())}
+            found[run] = from_flat(DataOptions, known, source=str(written))
+    if not found:
+        raise ValueError(f"{runs[0]} does not say what it was trained on; name the images by --data")
+    first = next(iter(found))
+    for run, options in found.items():
+        if options != found[first]:
+            raise ValueError(
+                f"{first} was trained on {found[first].data} and {run} on {options.data}, or on other settings of it; "
+                "name the images to compare them on by --data"
+            )
+    return found[first]
 
 
 class Jury:
@@ -85,41 +125,58 @@ class Jury:
 
     Args:
         settings: of the report.
-        train: what samples are measured against.
-        unseen: real images that stand for perfect samples.
+        real: the real images.
 
     Attributes:
         stamp: the protocol.
-        floor: the figures of ``unseen``.
-        metrics: names of the figures.
+        floor: the figures of the unseen images.
         copies: median distance by pixel of an unseen image to the nearest training image.
     """
 
-    def __init__(self, settings: Report, train: DataSet, unseen: DataSet) -> None:
-        name = settings.extractor
-        if name == "classifier" and train.labels is None:
-            name = "random"
-            print(
-                "there are no labels to train a classifier on: features of a random network are used", file=sys.stderr
-            )
-        subject = Subject(train.shape, train.images, train.labels, weights=settings.weights, seed=settings.seed)
-        extractor = make_extractor(name, subject)
-        self.settings, self.train, self.unseen, self.extractor = settings, train, unseen, extractor
+    def __init__(self, settings: Report, real: Real) -> None:
+        self.settings, self.train, self.unseen, self.fresh = settings, real.train, real.unseen, real.fresh
+        self.rows = Path(settings.out) / "rows"
+        self.rows.mkdir(parents=True, exist_ok=True)
+        checksum = images_checksum([to_bytes(self.train.images)])
+        self.extractor = self._eyes(checksum)
         self.stamp = Stamp(
-            extractor=extractor.name,
-            extractor_checksum=extractor.checksum,
-            reference=train.source,
-            reference_checksum=images_checksum([to_bytes(train.images)]),
-            resize=extractor.resize,
-            n=len(unseen),
+            extractor=self.extractor.name,
+            extractor_checksum=self.extractor.checksum,
+            reference=self.train.source,
+            reference_checksum=checksum,
+            resize=self.extractor.resize,
+            n=len(self.unseen),
             seed=settings.seed,
         )
+        labels = {} if self.unseen.labels is None else {"labels": self.unseen.labels}
+        self._beside = tensors_checksum({"images": to_bytes(self.unseen.images)} | labels)
         self._known: dict[str, dict[str, Any] | None] = {}
-        self._reference = extractor.read(train.images)
-        self._seen = extractor.read(unseen.images)
-        self.floor = self._figures(self._seen, unseen.labels, None)
-        self.metrics = list(self.floor)
-        self.copies = float(self._nearest(to_bytes(unseen.images))[0].median())
+        self._reference = self.extractor.read(self.train.images)
+        self._seen = self.extractor.read(self.unseen.images)
+        self.floor = self._figures(self._seen, self.unseen.labels, None)
+        self.copies = float(self._nearest(to_bytes(self.unseen.images))[0].median())
+
+    def _eyes(self, checksum: str) -> Extractor:
+        """What sees the images; a classifier is trained once and kept, so that a report that was stopped goes on with it."""
+        settings, train = self.settings, self.train
+        name, weights = settings.extractor, settings.weights
+        if name == "auto":
+            name = "random" if train.labels is None and weights is None else "classifier"
+        subject = Subject(
+            train.shape,
+            train.images,
+            train.labels,
+            weights=weights,
+            seed=settings.seed,
+            device=pick_device(settings.device),
+        )
+        if name == "classifier" and weights is None and train.labels is not None:
+            key = _key(checksum, tensors_checksum({"labels": train.labels}), settings.seed)
+            path = self.rows / f"classifier-{key}.safetensors"
+            if not path.exists():
+                save_classifier(train_on(subject), path)
+            subject = replace(subject, weights=path)
+        return make_extractor(name, subject)
 
     def judge(self, entrant: Contender) -> tuple[dict[str, Any], Tensor, Tensor]:
         """The row of a contender, its first samples, and the training images nearest to them.
@@ -127,25 +184,27 @@ class Jury:
         What was kept of a row is taken if all that it depends on is the same.
         """
         settings, n = self.settings, len(self.unseen)
-        rows = Path(settings.out) / "rows"
-        figures, samples = (rows / f"{slug(entrant.name)}{ending}" for ending in (".json", ".npz"))
-        parts = (
+        figures, samples = (self.rows / f"{slug(entrant.name)}{ending}" for ending in (".json", ".npz"))
+        key = _key(
+            entrant.run,
             entrant.weights,
-            entrant.device,
+            machine(str(entrant.device)),
             self.stamp,
-            n,
+            self._beside,
+            self.fresh,
             settings.bits,
             settings.batch,
             settings.watts,
             settings.metrics,
         )
-        key = f"{zlib.crc32(repr(parts).encode()):08x}"
         row = _kept(figures, samples, key)
         if row is None:
             labels = None if self.unseen.labels is None or not entrant.classes else self.unseen.labels
             drawn = entrant.draw(n, labels, seed=settings.seed, batch=settings.batch, watts=settings.watts)
+            if not bool(drawn.images.isfinite().all()):
+                raise ValueError(f"{entrant.name} makes samples with a NaN or infinity; leave it out")
             images = to_bytes(drawn.images)
-            found = self._figures(self.extractor.read(images), labels, self._seen)
+            found = self._figures(self.extractor.read(images), labels, self._seen if self.fresh else None)
             row = {
                 "key": key,
                 "name": entrant.name,
@@ -158,7 +217,6 @@ class Jury:
                 "copies": float(self._nearest(images)[0].median()),
                 "bits_per_dim": self._bits(entrant),
             }
-            rows.mkdir(parents=True, exist_ok=True)
             part = samples.with_name(f".{samples.stem}.part.npz")
             np.savez_compressed(part, images=images.numpy())
             part.replace(samples)
@@ -168,13 +226,14 @@ class Jury:
         return row, _units(images), self.train.model_units(self._nearest(images)[1])
 
     def _figures(self, seen: Reading, asked: Tensor | None, held_out: Reading | None) -> dict[str, Any]:
-        """The figures of some images as JSON data, each with its interval in words."""
-        asked = asked if seen.logits is not None else None
+        """The figures of some images that can be had, as JSON data, each with its interval in words."""
+        given = {"logits": seen.logits, "held_out": held_out, "asked": asked}
+        wanted = dict.fromkeys(("fid", "coverage", *self.settings.metrics)) if self.settings.metrics else DEFAULT
         found = measure(
             seen,
             self._reference,
             held_out=held_out,
-            metrics=self.settings.metrics or None,
+            metrics=[name for name in wanted if all(given[need] is not None for need in METRICS[name].needs)],
             stamp=self.stamp,
             seed=self.settings.seed,
             asked=asked,
@@ -192,7 +251,7 @@ class Jury:
     def _bits(self, entrant: Contender) -> dict[str, Any] | None:
         """Bits per dimension of unseen images, once for all rules of a run."""
         count, labels = self.settings.bits, self.unseen.labels
-        if count == 0:
+        if count == 0 or not self.fresh:
             return None
         if entrant.run not in self._known:
             x = self.unseen.model_units(slice(0, count))
@@ -221,6 +280,11 @@ def kept_samples(out: str, name: str) -> tuple[Tensor, dict[str, Any]]:
     rows = Path(out) / "rows"
     with np.load(rows / f"{slug(name)}.npz") as arrays:
         return _units(torch.from_numpy(arrays["images"])), read_json(rows / f"{slug(name)}.json")
+
+
+def _key(*parts: object) -> str:
+    """A checksum of all that something depends on."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _units(images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from .._version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["COMMAND", "Compared", "Report", "compare", "run", "write", "write_page"]
+__all__ = ["COMMAND", "Compared", "Report", "compare", "machine", "run", "write", "write_page"]
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Report:
         runs: trained runs of any family: diffusion, gan, ddgan, vae, vq, flow.
         config: a preset or a YAML file with any of these settings; flags override it.
         rules: how to sample denoisers, as rule:steps; a tuned plan that is missing is tuned first.
-        data: the real images, as `trilemma train` takes them; those that the first run was trained on without it.
+        data: the real images, as `trilemma train` takes them; those that the runs were trained on without it.
         held_out: real images that no run was trained on; the test split of the data without it.
-        extractor: what sees the images; `trilemma evaluate --help` lists them. The classifier is trained on the labels first.
+        extractor: what sees the images; `trilemma evaluate --help` lists them. auto trains a classifier on the labels, and is
+            random where there are none.
         weights: file or folder with the extractor's weights, where it is not trained here.
-        metrics: names of the figures; all usual ones without it.
+        metrics: names of the figures besides fid and coverage; all usual ones without it.
         n: samples of each; not more than there are held-out images, with which they are compared.
-        bits: held-out images whose likelihood is taken; 0 for none.
+        bits: held-out images whose likelihood is taken, at least 2; 0 for none.
         guidance: strength of classifier-free guidance of denoisers.
         watts: power of this machine, for the energy where no counter can be read.
         seed: of everything.
@@ -51,7 +52,7 @@ class Report:
     rules: tuple[str, ...] = ("ddpm:1000", "ddim:50", "dpmpp_2m:10", "angular:10", "tuned:5", "tuned:8", "tuned:10")
     data: str | None = None
     held_out: str | None = None
-    extractor: str = "classifier"
+    extractor: str = "auto"
     weights: str | None = None
     metrics: tuple[str, ...] = ()
     n: int | None = None
@@ -64,11 +65,13 @@ class Report:
     batch: int = 256
 
     def __post_init__(self) -> None:
-        if len(set(self.runs)) < len(self.runs):
-            raise ValueError(f"a run is named twice in {' '.join(self.runs)}; name each once")
-        for name, low in (("batch", 1), ("bits", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
+        for kind, given in (("run", [Path(run).resolve() for run in self.runs]), ("rule", self.rules)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"a {kind} is named twice in {' '.join(map(str, given))}; name each once")
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch} must be at least 1")
+        if self.bits < 2 and self.bits != 0:
+            raise ValueError(f"bits={self.bits} images have no interval; take at least 2, or 0 for no likelihood")
         if self.n is not None and self.n < 20:
             raise ValueError(f"n={self.n} samples are too few for any figure; take at least 20")
         if not 0 < self.watts < float("inf"):
@@ -116,18 +119,16 @@ def compare(settings: Report, *, command: str = "") -> Compared:
         FileNotFoundError: a run or the data are not there.
     """
     from ..evaluate import METRICS
-    from .contenders import contenders, parse_rule
+    from .contenders import contenders
     from .findings import joules, seconds
     from .jury import SHOWN, Jury, real_images
 
-    if not settings.runs:
-        raise ValueError("name the runs to compare, as in: trilemma report runs/digits runs/vae")
-    for name in settings.metrics:
-        lookup("metric", name, METRICS)
-    for entry in settings.rules:
-        parse_rule(entry)
-    train, unseen, origin = real_images(settings)
+    settings = _checked(settings)
+    real = real_images(settings)
+    train, unseen = real.train, real.unseen
     entrants = [entrant for path in settings.runs for entrant in contenders(path, settings)]
+    if not entrants:
+        raise ValueError("there is no way to sample left; name some by --rules, as in --rules ddim:50")
     for entrant in entrants:
         if entrant.shape != train.shape:
             raise ValueError(
@@ -135,7 +136,7 @@ def compare(settings: Report, *, command: str = "") -> Compared:
             )
         if entrant.classes not in (0, train.classes):
             raise ValueError(f"{entrant.run} knows {entrant.classes} classes, the real images have {train.classes}")
-    jury = Jury(settings, train, unseen)
+    jury = Jury(settings, real)
     print(f"  {'real unseen images':34s} {_figures(jury.floor)}")
     rows, pictures = [], {"real": unseen.model_units(slice(0, SHOWN))}
     for entrant in entrants:
@@ -146,15 +147,36 @@ def compare(settings: Report, *, command: str = "") -> Compared:
     figures = {
         "settings": {**asdict(settings), "n": len(unseen)},
         "command": command,
-        "data": {"reference": str(train), "unseen": origin},
+        "data": {"reference": str(train), "unseen": real.origin, "fresh": real.fresh},
         "stamp": asdict(jury.stamp),
         "floor": jury.floor,
         "copies": jury.copies,
         "rows": rows,
-        "about": {name: METRICS[name].says for name in jury.metrics},
-        "machine": _machine(str(entrants[0].device)),
+        "about": {
+            name: METRICS[name].says for name in METRICS if name in {found for row in rows for found in row["metrics"]}
+        },
+        "machine": machine(str(entrants[0].device)),
     }
     return Compared(figures, pictures)
+
+
+def _checked(settings: Report) -> Report:
+    """The settings, after all that can be found wrong at once."""
+    from ..baselines import family
+    from ..evaluate.extractors import EXTRACTORS
+    from .contenders import parse_rule
+    from .evaluate import metric_names, require_folder
+
+    if not settings.runs:
+        raise ValueError("name the runs to compare, as in: trilemma report runs/digits runs/vae")
+    settings = replace(settings, metrics=metric_names(settings.metrics))
+    for entry in settings.rules:
+        parse_rule(entry)
+    lookup("extractor", settings.extractor, dict.fromkeys([*EXTRACTORS, "auto"]))
+    for path in settings.runs:
+        family(path)
+    require_folder(Path(settings.out))
+    return settings
 
 
 def write(out: Path, compared: Compared, page: str) -> None:
@@ -181,7 +203,8 @@ def _figures(metrics: dict[str, dict[str, Any]]) -> str:
     return "  ".join(f"{name} {metrics[name]['text']}" for name in ("fid", "coverage", "recall") if name in metrics)
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Where something was measured, as JSON data."""
     import torch
 
     return {

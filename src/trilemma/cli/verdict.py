@@ -56,9 +56,11 @@ def _lead(figures: dict[str, Any], families: Sequence[str]) -> str:
     names = [_FAMILIES.get(family, family) for family in families]
     rows, n = figures["rows"], figures["settings"]["n"]
     said = ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+    ways = "One way" if len(rows) == 1 else f"{len(rows)} ways"
+    unseen = "Unseen" if figures["data"]["fresh"] else "What is called unseen on this page"
     return (
-        f"{len(rows)} ways to make images of the same kind, by {escape(said)}: {n} samples each, judged alike for quality, "
-        f"coverage and cost against {escape(figures['data']['reference'])}."
+        f"{ways} to make images of the same kind, by {escape(said)}: {n} samples each, judged alike for quality, "
+        f"coverage and cost against {escape(figures['data']['reference'])}. {unseen}: {escape(figures['data']['unseen'])}."
     )
 
 
@@ -126,7 +128,7 @@ def _scale(images: Tensor, columns: int) -> int:
 def _sheets(figures: dict[str, Any], pictures: dict[str, Tensor]) -> str:
     cards = []
     for name, note in [
-        ("real", "real images that no model has seen"),
+        ("real", escape(figures["data"]["unseen"])),
         *((r["name"], _note(r)) for r in figures["rows"]),
     ]:
         shown = pictures[name][:60]
@@ -161,7 +163,7 @@ def _copies(figures: dict[str, Any], pictures: dict[str, Tensor]) -> str:
 
 
 def _table(figures: dict[str, Any]) -> str:
-    metrics = list(figures["rows"][0]["metrics"])
+    metrics = list(figures["about"])
     header = ["", "calls", "time", "energy", "memory", *metrics, "bits/dim"]
     floor = ["real unseen", "", "", "", "", *(figures["floor"].get(name, {}).get("text", "") for name in metrics), ""]
     lines = [
@@ -171,7 +173,7 @@ def _table(figures: dict[str, Any]) -> str:
             seconds(row),
             joules(row) + ("" if row["measured"] else " *"),
             f"{row['peak_bytes'] / 2**20:.0f} MB",
-            *(row["metrics"][name]["text"] for name in metrics),
+            *(row["metrics"].get(name, {}).get("text", "") for name in metrics),
             _bits(row),
         ]
         for row in figures["rows"]
@@ -179,12 +181,11 @@ def _table(figures: dict[str, Any]) -> str:
     stars = (
         [] if all(row["measured"] for row in figures["rows"]) else [f"* not measured: {figures['rows'][0]['energy']}"]
     )
-    about = "".join(
-        f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in figures["about"].items() if name in metrics
-    )
+    about = "".join(f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in figures["about"].items())
     return (
         "<h2>All figures</h2><p>Time and energy are those of one sample in batches of "
-        f"{figures['settings']['batch']}, memory the peak of the whole process. Brackets are 95 % intervals.</p>"
+        f"{min(figures['settings']['batch'], figures['settings']['n'])}, memory the peak of the whole process, or of the "
+        "graphics card. Brackets are 95 % intervals.</p>"
         + table(header, [floor, *lines], marked=[0])
         + f"<p>{escape('; '.join(stars))}</p><ul>{about}</ul>"
     )
