@@ -91,6 +91,20 @@ def test_collapse_shows_in_recall_and_coverage_not_in_precision():
     assert again.low == -math.inf
 
 
+def test_all_inside_is_not_certain_to_stay_so():
+    """With a share p of samples inside, all n = 30 are with p^n: 30 % at p = 0.96, which the interval must then hold."""
+    near, far = normal(30, 2, 0, 0.01), normal(60, 2, 1, 0.01, 50.0)
+    real = torch.cat([near + 1e-3, near - 1e-3])
+    least = 30 / (30 + 1.959964**2)  # Wilson's lower end for 30 of 30
+    inside, outside = (precision_recall(z[:30], real)[0] for z in (near, far))
+    assert (inside.value, inside.low, inside.high) == (1, pytest.approx(least, abs=1e-6), 1)
+    assert inside.low < 0.96
+    assert (outside.value, outside.low, outside.high) == (0, 0, pytest.approx(1 - least, abs=1e-6))
+    assert density_coverage(far, real)[1].high == pytest.approx(1.959964**2 / (60 + 1.959964**2), abs=1e-6)
+    copies = nearer_than_held_out(near + 1e-6, near, far)
+    assert (copies.value, copies.low) == (1, pytest.approx(least, abs=1e-6))
+
+
 def test_neighbours_are_exact_for_near_copies_far_away():
     train = normal(60, 5, 0) + 1e3
     copy = train[17] + 1e-7

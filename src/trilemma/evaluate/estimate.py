@@ -37,6 +37,7 @@ __all__ = [
     "of_halves",
     "of_mean",
     "of_proportion",
+    "of_share",
     "of_variance",
     "quantile",
     "shuffles",
@@ -173,6 +174,17 @@ def of_proportion(share: Proportion, *, confidence: float = 0.95, method: str = 
     """
     low, high = share.interval(quantile(confidence))
     return Estimate(share.value, min(low, share.value), max(high, share.value), share.n, method, confidence)
+
+
+def of_share(value: float, n: int, *, confidence: float = 0.95) -> Estimate:
+    """All or none of ``n`` items, whose spread says nothing: Wilson's interval of independent ones.
+
+    >>> print(of_share(1.0, 20))
+    1.00 [0.84, 1.00]
+    """
+    return of_proportion(
+        Proportion(round(value * n), n), confidence=confidence, method="Wilson interval, as all items are alike"
+    )
 
 
 def halves(n: int, repeats: int, *, seed: int, stream: int = 0) -> Tensor:

@@ -10,12 +10,12 @@ The balls of all random halves are tested in one pass over the distances, so tha
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .estimate import Estimate, halves, of_halves
+from .estimate import Estimate, halves, of_halves, of_share
 from .rows import centred, checked, gaps
 
 __all__ = ["density_coverage", "expected_coverage", "precision_recall"]
@@ -35,7 +35,7 @@ def precision_recall(
     """Precision and recall, (1), with intervals.
 
     Both are defined at their numbers of images, on which they depend a little for equal laws and more for distant ones:
-    the interval covers their mean at these numbers.
+    the interval covers their mean at these numbers. It is Wilson's where all are inside, or none.
 
     Args:
         samples: ``(N, D)`` features.
@@ -194,6 +194,8 @@ def _estimate(rows: Tensor, sides: Tensor, n: int, confidence: float, most: floa
     value = float(rows[0].mean())
     if len(sides) == 0:
         return Estimate(value, -math.inf, math.inf, n, "no halvings, no interval", confidence)
+    if most == 1 and value in (0, 1):  # no half varies, which does not say that the other kind never comes
+        return replace(of_share(value, rows.shape[1], confidence=confidence), n=n)
     halved = rows[1:]
     parts = torch.stack([(halved * side).sum(1) / side.sum(1) for side in (sides, ~sides)], 1)
     return of_halves(value, parts, n=n, method=_METHOD, unbiased=False, least=0.0, most=most, confidence=confidence)

@@ -10,12 +10,14 @@
 The training set is given, not drawn: intervals are over samples (and held-out images) only, and exact for that.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ..numerics.noise import Noise
 from .agreement import Proportion
-from .estimate import Estimate, of_proportion, of_variance
+from .estimate import Estimate, of_proportion, of_share, of_variance
 from .rows import centred, checked, nearest, squared_distances
 
 __all__ = ["authenticity", "copied", "copy_score", "nearer_than_held_out", "share_copied"]
@@ -109,7 +111,9 @@ def nearer_than_held_out(samples: Tensor, training: Tensor, held_out: Tensor, *,
     )
     ours, theirs = _placements(made, real), 1 - _placements(real, made)
     n, m = len(made), len(real)
-    value = float(ours.mean())
+    value, note = float(ours.mean()), f"C_T = {-(float(ours.mean()) - 0.5) * _scale(n, m):.1f}"
+    if value in (0, 1):  # complete separation: placements do not vary
+        return replace(of_share(value, min(n, m), confidence=confidence), note=note)
     return of_variance(
         value,
         float(ours.var()) / n + float(theirs.var()) / m,
@@ -118,7 +122,7 @@ def nearer_than_held_out(samples: Tensor, training: Tensor, held_out: Tensor, *,
         least=0.0,
         most=1.0,
         confidence=confidence,
-        note=f"C_T = {-(value - 0.5) * _scale(n, m):.1f}",
+        note=note,
     )
 
 
