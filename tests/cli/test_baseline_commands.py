@@ -81,6 +81,9 @@ def test_wrong_use_is_one_sentence(tmp_path, capsys):
     assert "guidance is for denoisers" in fails(capsys, "sample", run, "--guidance", "2")
     assert "label_dropout=0" in fails(capsys, "sample", run, "--label", "none")
     assert "not a denoiser" in fails(capsys, "tune", run)
+    for command, purpose in (("likelihood", "likelihoods"), ("encode", "encodings"), ("interpolate", "interpolations")):
+        err = fails(capsys, command, run, *(["--seeds", "1,2"] if command == "interpolate" else []))
+        assert f"holds a model of the family gan; {purpose} need a denoiser" in err
     other = tmp_path / "other"
     assert "did you mean 'gan'" in fails(capsys, "train", "--model", "gam", "--out", other)
     assert "target is for diffusion" in fails(capsys, "train", "--model", "gan", "--target", "eps", "--out", other)
