@@ -10,6 +10,7 @@ from .kernel import clip_distance, kernel_distance, kernel_distance_subsets
 from .manifold import density_coverage, expected_coverage, precision_recall
 from .memorisation import authenticity, copied, copy_score, nearer_than_held_out, share_copied
 from .moments import Moments
+from .perceptual import perceptual_distance, read_channel_weights
 from .pictures import psnr, ssim
 from .rows import nearest
 from .sliced import sliced_wasserstein
@@ -45,8 +46,10 @@ __all__ = [
     "measure",
     "nearer_than_held_out",
     "nearest",
+    "perceptual_distance",
     "precision_recall",
     "psnr",
+    "read_channel_weights",
     "require_same",
     "share_copied",
     "sliced_wasserstein",

@@ -152,6 +152,15 @@ class Classifier(nn.Module):
         self.neck = nn.Linear(4 * inputs, features)
         self.head = nn.Linear(features, classes)
 
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """``(N, C, H, W)`` in model units -> the maps after each rectifier, for `perceptual_distance`."""
+        found = []
+        for layer in list(self.trunk)[:-2]:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return found
+
     def features(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` in model units -> ``(N, features)``."""
         return functional.relu(self.neck(self.trunk(x)))
