@@ -190,7 +190,7 @@ def check(
     found = (  # causes before consequences: what comes first explains what would come after
         _average(model, raw, x, levels, own, noise.at(2), batch)
         or _structure(who, table)
-        or _range(model, x, table, looks, own, noise.at(5), batch)
+        or _range(model, x, table, looks, who, own, noise.at(5), batch)
         or _reading(who)
         or _scale(model, std)
         or _labels(model, x, levels, own, noise.at(3), batch)
@@ -296,8 +296,8 @@ def _scale(model: Denoiser, std: float) -> list[Finding]:
 
 
 def _range(
-    model: Denoiser, x: Tensor, table: tuple[Level, ...], looks: Samples | None, cond: dict[str, Tensor], noise: Noise,
-    batch: int,
+    model: Denoiser, x: Tensor, table: tuple[Level, ...], looks: Samples | None, who: Identity | None,
+    cond: dict[str, Tensor], noise: Noise, batch: int,
 ) -> list[Finding]:  # fmt: skip
     """Samples have another mean and scale than the data: does the model fit the data once they are moved to those?"""
     if looks is None or not math.isfinite(looks.scale) or looks.scale < 1e-3:
@@ -318,6 +318,8 @@ def _range(
     fits, before = (sum(map(math.log, ratios)) / len(ratios) for ratios in (there, here))
     if fits > 0.02 or fits > before - 0.1:
         return []
+    if who is not None and who.kind == "sigma_data" and math.log(who.best) < fits:
+        return []  # the coefficients explain it better: a wrong scale there shrinks the samples too
     what = f"samples are data moved by {looks.shift:.2f} standard deviations and scaled by {looks.scale:.2f}"
     advice = "The model was trained on data in other units: give it what training gave it, such as [-1, 1], not [0, 1]."
     return [Finding("range", "fault", what, advice)]
