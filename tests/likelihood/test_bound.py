@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from oracles import F64, Mixture, scalar
-from trilemma.denoise import Covariances, Denoiser, FiniteDenoiser, Gaussian, GaussianDenoiser
+from trilemma.denoise import Covariances, Denoiser, FiniteDenoiser, Gaussian, GaussianDenoiser, Rescheduled
 from trilemma.likelihood.bound import discrete_bound, elbo, eps_error
 from trilemma.likelihood.terms import bin_nll, softmax_nll
 from trilemma.numerics.noise import Noise
@@ -31,6 +31,13 @@ def test_white_data_are_known_without_any_draw(process):
     exact = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
     torch.testing.assert_close(bound.log_prob, exact, rtol=0, atol=2e-4)
     assert float(bound.diffusion.stderr.max()) < 1e-9
+
+
+def test_a_wrapped_model_still_says_the_scale_of_its_data():
+    """Data N(0, 1/4) of a model that knows it, on another process: the difference to its own Gaussian is 0."""
+    model, x = gaussian(Flow(), 0.25, 0.25), torch.tensor([[0.3, -0.2]], dtype=F64)
+    model.sigma_data = 0.5
+    assert float(elbo(Rescheduled(model, VP()), x, samples=8).diffusion.stderr) < 1e-6
 
 
 @pytest.mark.parametrize("process", [VP(), Flow()], ids=["VP", "Flow"])
