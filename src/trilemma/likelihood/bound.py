@@ -159,8 +159,8 @@ def elbo(
     u = noise.at(0).uniform((len(x), groups, 1), dtype=torch.float64)
     u = torch.cat([u, 1 - u], 2) if times == "antithetic" else (u + torch.arange(points).double() / points) % 1
     levels, rates = _levels(schedule, low, high, u.to(device))
-    known = (getattr(module, "sigma_data", None) for module in denoiser.modules())  # of the model, wrapped or not
-    scale = float(next((value for value in known if value is not None), 1.0))
+    scales = (getattr(module, "sigma_data", None) for module in denoiser.modules())  # of the model, wrapped or not
+    scale = float(next((value for value in scales if value is not None), 1.0))
     draws = []
     for g in range(groups):
         eps = noise.at(1, g).normal((len(x), points, *x.shape[1:]), dtype=model_dtype(denoiser, x), device=device)
