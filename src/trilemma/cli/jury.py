@@ -1,7 +1,7 @@
 """Judges the samples of every contender by one protocol, and keeps what was judged.
 
 rows/NAME.json                     the figures of one row, with a key of all that they depend on
-rows/NAME.npz                      its samples, uint8
+rows/NAME.npz                      its samples, uint8, and the index of the training image nearest to each of the first
 rows/classifier-KEY.safetensors    the classifier that saw them, where it was trained here
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..data import DataSet, load
 from ..evaluate import DEFAULT, METRICS, Reading, Stamp, measure
 from ..evaluate.extractors import Subject, make_extractor, save_classifier, train_on
-from ..evaluate.features import Extractor, to_bytes
+from ..evaluate.features import Extractor, to_bytes, to_units
 from ..evaluate.reference import images_checksum, tensors_checksum
 from ..evaluate.rows import nearest
 from ..train.checkpoint import CorruptError, read_json, write_file
@@ -205,6 +205,7 @@ class Jury:
                 raise ValueError(f"{entrant.name} makes samples with a NaN or infinity; leave it out")
             images = to_bytes(drawn.images)
             found = self._figures(self.extractor.read(images), labels, self._seen if self.fresh else None)
+            distance, nearby = self._nearest(images)
             row = {
                 "key": key,
                 "name": entrant.name,
@@ -214,16 +215,16 @@ class Jury:
                 "calls": drawn.calls,
                 **asdict(drawn.cost),
                 "metrics": found,
-                "copies": float(self._nearest(images)[0].median()),
+                "copies": float(distance.median()),
                 "bits_per_dim": self._bits(entrant),
             }
             part = samples.with_name(f".{samples.stem}.part.npz")
-            np.savez_compressed(part, images=images.numpy())
+            np.savez_compressed(part, images=images.numpy(), nearest=nearby.numpy())
             part.replace(samples)
             write_file(figures, row)
         with np.load(samples) as arrays:
-            images = torch.from_numpy(arrays["images"][:SHOWN])
-        return row, _units(images), self.train.model_units(self._nearest(images)[1])
+            images, nearby = (torch.from_numpy(arrays[name][:SHOWN]) for name in ("images", "nearest"))
+        return row, to_units(images), self.train.model_units(nearby)
 
     def _figures(self, seen: Reading, asked: Tensor | None, held_out: Reading | None) -> dict[str, Any]:
         """The figures of some images that can be had, as JSON data, each with its interval in words."""
@@ -265,7 +266,7 @@ class Jury:
 
     def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Distance by pixel of the first images to the nearest training image, and which one that is."""
-        x, y = (_units(to_bytes(part)).flatten(1) for part in (images[:_COPIES], self.train.images))
+        x, y = (to_units(to_bytes(part)).flatten(1) for part in (images[:_COPIES], self.train.images))
         distance, index = nearest(x, y)
         return distance[:, 0] / x.shape[1] ** 0.5, index[:, 0]
 
@@ -279,16 +280,12 @@ def kept_samples(out: str, name: str) -> tuple[Tensor, dict[str, Any]]:
     """
     rows = Path(out) / "rows"
     with np.load(rows / f"{slug(name)}.npz") as arrays:
-        return _units(torch.from_numpy(arrays["images"])), read_json(rows / f"{slug(name)}.json")
+        return to_units(torch.from_numpy(arrays["images"])), read_json(rows / f"{slug(name)}.json")
 
 
 def _key(*parts: object) -> str:
     """A checksum of all that something depends on."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def _units(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
 
 
 def _finite(value: float) -> float | None:
@@ -303,7 +300,7 @@ def _kept(figures: Path, samples: Path, key: str) -> dict[str, Any] | None:
     try:
         row: dict[str, Any] = read_json(figures)
         with np.load(samples) as arrays:
-            whole = len(arrays["images"]) == row["n"]
+            whole = len(arrays["images"]) == row["n"] and "nearest" in arrays
     except (CorruptError, ValueError, KeyError, OSError, zipfile.BadZipFile):
         return None
     return row if whole and row.get("key") == key else None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._names import unknown
 from ..numerics.noise import Noise
-from .features import Classifier, Extractor, to_bytes, train_classifier
+from .features import Classifier, Extractor, to_bytes, to_units, train_classifier
 from .inception import LAYERS
 from .pretrained import clip, dinov2, inception
 from .reference import load_tensors, save_tensors, tensors_checksum
@@ -60,7 +60,7 @@ class Subject:
 
 def pixels() -> Extractor:
     """The pixels themselves, in [-1, 1], one after the other."""
-    return Extractor("pixels", tensors_checksum({}), "none", lambda x: (_units(x).flatten(1), None))
+    return Extractor("pixels", tensors_checksum({}), "none", lambda x: (to_units(x).flatten(1), None))
 
 
 def random_features(shape: tuple[int, int, int], *, seed: int = 0, device: torch.device | str = "cpu") -> Extractor:
@@ -93,7 +93,7 @@ def random_features(shape: tuple[int, int, int], *, seed: int = 0, device: torch
     net.eval().requires_grad_(False).to(device)
 
     def see(x: Tensor) -> tuple[Tensor, None]:
-        return net.features(_units(x)), None
+        return net.features(to_units(x)), None
 
     return Extractor("random", tensors_checksum(weights), "none", see, device)
 
@@ -103,7 +103,7 @@ def from_classifier(classifier: Classifier, name: str = "classifier") -> Extract
     classifier.eval()
 
     def see(x: Tensor) -> tuple[Tensor, Tensor]:
-        features = classifier.features(_units(x))
+        features = classifier.features(to_units(x))
         return features, classifier.head(features)
 
     return Extractor(name, tensors_checksum(classifier.state_dict()), "none", see, classifier.head.weight.device)
@@ -155,7 +155,7 @@ def train_on(subject: Subject, *, classes: int | None = None) -> Classifier:
     if subject.images is None or subject.labels is None:
         raise ValueError("a classifier learns from labels, and the real images have none; use random, or inception")
     return train_classifier(
-        _units(to_bytes(subject.images)),
+        to_units(to_bytes(subject.images)),
         subject.labels,
         classes=int(subject.labels.max()) + 1 if classes is None else classes,
         seed=subject.seed,
@@ -211,8 +211,3 @@ def make_extractor(name: str, subject: Subject) -> Extractor:
     if name not in EXTRACTORS:
         raise unknown("extractor", name, EXTRACTORS)
     return EXTRACTORS[name](subject)
-
-
-def _units(x: Tensor) -> Tensor:
-    """Bytes in [-1, 1]."""
-    return x.float() / 127.5 - 1

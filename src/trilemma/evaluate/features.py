@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Classifier", "Extractor", "Reading", "to_bytes", "train_classifier"]
+__all__ = ["Classifier", "Extractor", "Reading", "to_bytes", "to_units", "train_classifier"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +80,15 @@ def to_bytes(images: Tensor) -> Tensor:
     if not bool(images.isfinite().all()):
         raise ValueError("an image has a NaN or infinity, so it has no features; leave it out")
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_units(images: Tensor) -> Tensor:
+    """Bytes in [-1, 1], the way back from (1).
+
+    >>> to_units(torch.tensor([0, 255], dtype=torch.uint8))
+    tensor([-1.,  1.])
+    """
+    return images.float() / 127.5 - 1
 
 
 @dataclass(frozen=True, eq=False)
