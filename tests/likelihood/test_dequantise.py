@@ -83,7 +83,9 @@ def test_the_bounds_are_in_order_and_converge():
     limit = float((limit * p[:16].numpy()).sum())
     assert abs(values[4] - limit) < 6e-3
     assert values[4] - exact < 0.015
-    assert many.gap < four.gap < 0.02
+    for report, found in ((four, values[3]), (many, values[4])):  # draws of the same kind, of which few are large
+        assert 0 < report.gap < 0.02
+        assert abs(found - limit - report.gap) < 0.01
     assert many.gained > four.gained > 0
     assert math.isnan(one.gap)
 

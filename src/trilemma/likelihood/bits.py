@@ -37,7 +37,8 @@ class BitsPerDim:
         stderr: standard error of it over images, which contains that of probes and dequantisation; NaN for one image.
         per_image: shape ``(B,)``, float64.
         gap: estimate of how far the value lies above that of exact integration, Var(w) / (2 S E[w]^2) in bits/dim; NaN for one
-            sample. The bound of one sample less ``gained`` is the value.
+            sample. Often too small from few samples, which miss the rare large weights. The bound of one sample less
+            ``gained`` is the value.
         gained: by how much the samples made the value smaller than one of them would.
         probe_stderr: the part of ``stderr`` that is due to estimated traces; NaN for one probe.
         solver_error: mean absolute error of the solver, estimated.
