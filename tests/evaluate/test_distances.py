@@ -133,6 +133,16 @@ def test_fast_and_safe_roots_agree_and_dead_features_do_no_harm():
     assert (cut.low, cut.high) == pytest.approx((full.low, full.high), rel=1e-4)
 
 
+def test_more_features_than_vectors_cost_no_more_and_give_the_same():
+    """Forty features turned into a space of 3000: distances, intervals and the rank are those of the forty."""
+    x, y = normal(30, 40, 0, 1.2, 0.3), normal(35, 40, 1)
+    turn = torch.linalg.qr(normal(3000, 40, 2))[0].T
+    plain, turned = frechet_estimates(x, y), frechet_estimates(x @ turn + 5, y @ turn + 5)
+    for a, b in zip(plain, turned):
+        assert (b.value, b.low, b.high) == pytest.approx((a.value, a.low, a.high), rel=1e-6)
+        assert a.note == b.note
+
+
 def test_few_vectors_are_warned_of():
     note = frechet_estimates(normal(20, 30, 0), normal(500, 30, 1))[0].note
     assert "20 vectors" in note

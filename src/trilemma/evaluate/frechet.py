@@ -76,7 +76,7 @@ def frechet_estimates(
     Raises:
         ValueError: fewer than 16 vectors in a set, lengths differ, or a value is not finite.
 
-    Cost: 6 ``halvings`` + 3 matrix decompositions, O(D^3) each; memory O(D^2), whatever N.
+    Cost: 6 ``halvings`` + 3 matrix decompositions, O(D^3) each; memory O(D^2), whatever N. N + M in place of D where it is less.
 
     Differs: the paper fits a line in 1/N to 15 sizes with samples from a Sobol sequence; here sizes halve, the term in
     1/N^2 is removed as well, and every vector is used at every size.
@@ -89,7 +89,7 @@ def frechet_estimates(
     >>> fid.value > infinity.value, fid.low <= 0 <= fid.high
     (True, True)
     """
-    x, y = checked(samples, least=16), checked(reference, least=16, name="references")
+    x, y = _in_their_span(checked(samples, least=16), checked(reference, least=16, name="references"))
     a, b = _moments(x), _moments(y)
     value = frechet_distance(a, b)
     orders = zip(*(shuffles(len(f), halvings, seed=seed, stream=i) for i, f in ((1, x), (2, y))))
@@ -122,6 +122,15 @@ def frechet_estimates(
     )
 
 
+def _in_their_span(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates in the space that both sets lie in, where they are fewer vectors than features: (1) does not see a rotation."""
+    if x.shape[1] != y.shape[1] or len(x) + len(y) >= x.shape[1]:
+        return x, y
+    both = torch.cat([x, y]).double()
+    both = torch.linalg.qr((both - both.mean(0)).T, mode="r").R.T
+    return both[: len(x)], both[len(x) :]
+
+
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
     """(3), or (2) where rounding would show in the roots of small eigenvalues."""
     factor, failed = torch.linalg.cholesky_ex(first)
@@ -149,7 +158,8 @@ def _moments(features: Tensor) -> Moments:
 def _influence_variance(x: Tensor, y: Tensor, a: Moments, b: Moments) -> float:
     """Squared influences (5) over the squared number, summed over both sets."""
     level = (a.covariance.trace() + b.covariance.trace()) / len(a.mean)
-    ridge = (1e-10 * level).clamp(min=1e-30) * torch.eye(len(a.mean), dtype=torch.float64)  # dead features have no inverse
+    dead = (1e-10 * level).clamp(min=1e-30)  # features that do not vary have no inverse
+    ridge = dead * torch.eye(len(a.mean), dtype=torch.float64)
     first, second = a.covariance + ridge, b.covariance + ridge
     factor = torch.linalg.cholesky(first)
     values, vectors = torch.linalg.eigh(factor.T @ second @ factor)
