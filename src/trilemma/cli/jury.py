@@ -34,6 +34,7 @@ from .train import DataOptions, load_data
 __all__ = ["SHOWN", "Jury", "Real", "kept_samples", "real_images", "slug"]
 
 SHOWN = 100  # samples of each kind that are shown
+_MOST = 2000  # samples of each, where nothing is said
 _COPIES = 512  # samples whose nearest training images are looked for
 
 
@@ -86,7 +87,7 @@ def real_images(settings: Report) -> Real:
             print(f"{options.data} has no test split, so real images are compared with {origin}", file=sys.stderr)
     if unseen.shape != train.shape:
         raise ValueError(f"held-out images are {unseen.shape}, the others {train.shape}; give images of one size")
-    n = len(unseen) if settings.n is None else settings.n
+    n = min(len(unseen), _MOST) if settings.n is None else settings.n
     if n > len(unseen):
         raise ValueError(
             f"n={n} samples cannot be held against {len(unseen)} unseen images, since distances depend on the number; "

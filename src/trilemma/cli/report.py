@@ -37,7 +37,7 @@ class Report:
             random where there are none.
         weights: file or folder with the extractor's weights, where it is not trained here.
         metrics: names of the figures besides fid and coverage; all usual ones without it.
-        n: samples of each; not more than there are held-out images, with which they are compared.
+        n: samples of each, not more than there are held-out images, with which they are compared; as many, or 2000, without it.
         bits: held-out images whose likelihood is taken, at least 2; 0 for none.
         guidance: strength of classifier-free guidance of denoisers.
         watts: power of this machine, for the energy where no counter can be read.
