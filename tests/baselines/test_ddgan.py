@@ -63,11 +63,11 @@ def test_items_at_different_times_are_drawn_as_if_alone():
 
 
 class Known(nn.Module):
-    """A generator that knows x0."""
+    """A generator that knows x0, before the tanh."""
 
     def __init__(self, x0):
         super().__init__()
-        self.x0 = nn.Parameter(x0)
+        self.x0 = nn.Parameter(x0.atanh())
 
     def forward(self, x, c, label=None):
         assert c.shape == (len(x), 1 + 4)
@@ -93,15 +93,15 @@ def test_sampling_takes_each_time_once_and_ends_at_what_the_generator_says():
 
 
 def batch_of(n, size=None):
-    x = torch.randn(n, 1, 8, 8)
+    x = torch.rand(n, 1, 8, 8) - 0.75
     return Minibatch(x, torch.arange(n) % 3, Noise(0, n), 0, Noise(0, 1), slice(0, n), size or n)
 
 
 def margin(game, batch, x_t):
     """What the discriminator says of real minus generated pairs, for a generator that adds 0.5."""
-    k = 1 + batch.label
-    return game.discriminator(torch.cat([batch.x, x_t], 1), k) - game.discriminator(
-        torch.cat([batch.x + 0.5, x_t], 1), k
+    k, given = 1 + batch.label, torch.cat([x_t, torch.ones_like(x_t)], 1)
+    return game.discriminator(torch.cat([batch.x, given], 1), k) - game.discriminator(
+        torch.cat([batch.x + 0.5, given], 1), k
     )
 
 
@@ -117,7 +117,7 @@ def test_real_and_generated_pairs_agree_where_the_generator_is_right():
     rows = []
     for i in range(6):
         k = torch.tensor([1 + i % 3])
-        d = lambda v: game.discriminator(torch.cat([v, x_t[i]])[None], k)[0]  # noqa: B023
+        d = lambda v: game.discriminator(torch.cat([v, x_t[i], torch.ones(1, 8, 8)])[None], k)[0]  # noqa: B023
         rows.append(torch.func.grad(d)(batch.x[i]).square().sum())
     slopes = torch.stack(rows).detach()
     torch.testing.assert_close(figures["r1"].detach(), slopes.mean())
@@ -138,6 +138,34 @@ def test_every_step_is_trained_equally_often_and_parts_of_a_batch_are_the_batch(
     assert torch.equal(game._steps(part), game._steps(whole)[10:20])
 
 
+def test_both_pairs_have_one_x_t_and_the_step_and_class_of_their_item():
+    torch.manual_seed(0)
+    game = DDGAN((1, 8, 8), classes=3, steps=4, **SMALL)
+    seen = []
+
+    class Critic(nn.Module):
+        def forward(self, x, condition):
+            seen.append((x, condition))
+            return x.square().mean((1, 2, 3))
+
+    game.discriminator, batch = Critic(), batch_of(8)
+    game.generator = Known(batch.x)
+    game.loss("discriminator", batch)
+    (pairs, condition), k = seen[0], game._steps(batch)
+    assert torch.equal(condition, torch.cat([batch.label, batch.label]) + 1)
+    assert torch.equal(pairs[:8, 1:], pairs[8:, 1:])
+    for i in range(8):
+        expected = torch.zeros(4, 8, 8)
+        expected[k[i] - 1] = 1
+        assert torch.equal(pairs[i, 2:], expected)
+    later = k > 1
+    assert (pairs[:8, 0] - pairs[8:, 0])[later].abs().amin((1, 2)).max() > 0  # x_s is drawn anew
+    torch.testing.assert_close(pairs[:8, 0][~later], pairs[8:, 0][~later])
+    game.generator = Known(torch.full((8, 1, 8, 8), 0.1))
+    game.loss("generator", batch)[0].backward()
+    assert (game.generator.x0.grad.flatten(1).norm(dim=1) > 0).all()  # through (1), at every step
+
+
 def test_z_reaches_the_image():
     torch.manual_seed(0)
     game = DDGAN((1, 8, 8), **SMALL)
@@ -147,6 +175,7 @@ def test_z_reaches_the_image():
     first, second = game._clean(x, t, Noise(0, 2), None), game._clean(x, t, Noise(1, 2), None)
     assert (first[0] - first[1]).abs().max() > 1e-3
     assert (first - second).abs().max() > 1e-3
+    assert game.sample(4).abs().max() <= 1  # the range of pixels
 
 
 def trainer(**changes):

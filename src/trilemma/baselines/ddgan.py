@@ -2,7 +2,7 @@ r"""A denoising-diffusion GAN: a few large denoising steps, each drawn by a cond
 
 The times 0 = t_0 < ... < t_K = 1 are uniform. With q of the process, one step back from x_t to s = t_{k-1} is
 
-    x0hat = G(x_t, z, t),     x_s ~ q(x_s | x_t, x0hat) = N(a x_t + b x0hat, c^2),                            (1)
+    x0hat = tanh G(x_t, z, t),     x_s ~ q(x_s | x_t, x0hat) = N(a x_t + b x0hat, c^2),                       (1)
     a = alpha_t sigma_s^2 / (alpha_s sigma_t^2),  b = alpha_s (1 - d),  c^2 = sigma_s^2 (1 - d),  d = SNR_t / SNR_s.
 
 Over a large step q(x_s | x_t) is far from normal; the latent z lets the generator draw from it, where a denoiser's mean cannot.
@@ -67,6 +67,8 @@ class DDGAN(Game):
         classes: number of labels, 0 for none.
         steps: K, the number of denoising steps; 2 to 8.
         process: an entry, as in ``vp:beta_max=10``, or the JSON data of ``process_to_config``; alpha must not vanish at t = 1.
+            Steps between times of almost pure noise teach nothing: b is 0.06 in the last of four steps of ``vp``, so that
+            small images, which drown in less noise than large ones, want a smaller ``beta_max`` or fewer steps.
         latents: length of z.
         widths: channels of each level of the generator, a U-Net, finest first.
         blocks: its residual blocks of each level.
@@ -85,8 +87,9 @@ class DDGAN(Game):
         ValueError: an option is out of range.
 
     Differs: Xiao et al. play the non-saturating game with the penalty on the real x_s alone, in every fifteenth update. The
-        discriminator is the residual network of the GAN, with the time and the class as a condition; z enters with the time
-        and the class, not in layers of its own.
+        discriminator is the residual network of the GAN with the class as its condition and the step as K more channels, of
+        which one is 1: a condition of its own for each pair of step and class leaves each too few items to learn from. z
+        enters the generator with the time and the class, not in layers of its own.
 
     >>> game = DDGAN((1, 8, 8), classes=10, widths=(16, 32), blocks=1, attention=())
     >>> game.sample(2, label=torch.tensor([1, 2])).shape, game.calls
@@ -113,7 +116,7 @@ class DDGAN(Game):
         beta1: float = 0.0,
         beta2: Sequence[float] = (0.9, 0.99),
         anneal: int = 2000,
-        pace: float = 0.1,
+        pace: float = 0.25,
     ) -> None:
         made = process_from_entry(process) if isinstance(process, str) else process_from_config(dict(process))
         critic_widths = widths if critic_widths is None else critic_widths
@@ -141,8 +144,8 @@ class DDGAN(Game):
         )
         self.generator.condition = _Conditioning(self.generator.condition.out.out_features, classes, latents)
         self.discriminator = Discriminator(
-            (2 * shape[0], *shape[1:]),
-            conditions=steps * (classes + 1),
+            (2 * shape[0] + steps, *shape[1:]),
+            conditions=classes + 1,
             widths=critic_widths,
             blocks=critic_blocks,
             expansion=critic_expansion,
@@ -172,13 +175,14 @@ class DDGAN(Game):
         x_s = self.process.perturb(x, s, noise.at(0))
         x_t = self.process.renoise(x_s, s, t, noise.at(1))
         fake = posterior(self.process, self._clean(x_t, t, noise.at(2), batch.label), x_t, s, t, noise.at(3))
-        label = torch.full_like(k, -1) if batch.label is None else batch.label
-        condition = (k - 1) * (self.classes + 1) + label + 1
+        condition = torch.zeros_like(k) if batch.label is None else batch.label + 1
+        step = functional.one_hot(k - 1, self.calls).to(x)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        given = torch.cat([x_t, step], 1)
         if player == "generator":
-            real, other = (self.discriminator(torch.cat([x_s, x_t], 1), condition) for x_s in (x_s, fake))
+            real, other = (self.discriminator(torch.cat([x_s, given], 1), condition) for x_s in (x_s, fake))
             return relativistic(other, real).mean(), {}
         both = torch.cat([x_s, fake]).requires_grad_()
-        score = self.discriminator(torch.cat([both, x_t.repeat(2, 1, 1, 1)], 1), condition.repeat(2))
+        score = self.discriminator(torch.cat([both, given.repeat(2, 1, 1, 1)], 1), condition.repeat(2))
         real, other = score.chunk(2)
         r1, r2 = (part.mean() for part in gradient_penalty(score, both).chunk(2))
         loss = relativistic(real, other).mean() + annealed(self.gamma, batch.step, self.anneal) / 2 * (r1 + r2)
@@ -195,11 +199,11 @@ class DDGAN(Game):
         return x
 
     def _clean(self, x_t: Tensor, t: Tensor, noise: Noise, label: Tensor | None) -> Tensor:
-        """G(x_t, z, t) with a fresh z."""
+        """x0hat of (1) with a fresh z."""
         z = noise.normal((len(x_t), self.latents), dtype=x_t.dtype, device=x_t.device)
         time = (self.process.log_snr(t) / 8).to(x_t)
         clean: Tensor = self.generator(x_t, torch.cat([time[:, None], z], 1), label)
-        return clean
+        return clean.tanh()
 
     def _steps(self, batch: Minibatch) -> Tensor:
         """The step k in 1 ... K of each item: every step equally often in the whole batch, up to rounding."""
