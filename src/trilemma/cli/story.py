@@ -122,7 +122,7 @@ def _fewest(figures: dict[str, Any]) -> str:
     found = []
     for rule, name in _SOLVERS.items():
         calls = [calls for calls, distance in _sweep(figures, rule) if distance <= figures["floor"]["frechet_distance"]]
-        found.append(f"{name} {min(calls) if calls else 'more than 50'}")
+        found.append(f"{name} {min(calls) if calls else 'more than 20'}")
     return f"Calls needed to reach the floor: {', '.join(found)}."
 
 

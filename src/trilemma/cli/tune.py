@@ -66,8 +66,8 @@ class Tune:
     label: tuple[str, ...] = ()
     guidance: float = 1.0
     again: bool = False
-    pilots: int = 200
-    budget: int = 150_000
+    pilots: int = 192
+    budget: int = 120_000
     seed: int = 0
     device: str = "auto"
     batch: int = 64
@@ -80,7 +80,7 @@ class Tune:
             if steps < 2:
                 raise ValueError(f"steps={steps} cannot be tuned: it must be at least 2, since one step is x = D")
         if self.pilots < 6:
-            raise ValueError(f"pilots={self.pilots} must be at least 6, to fit and to judge; 200 are a good number")
+            raise ValueError(f"pilots={self.pilots} must be at least 6, to fit and to judge; 192 are a good number")
         for name in ("batch", "budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
