@@ -85,7 +85,8 @@ def _speed(rows: Sequence[Row]) -> list[str]:
     ratio = slow["seconds"] / quick["seconds"]
     return [
         f"<b>Speed.</b> {quick['name']} is the fastest of those that cannot be told from the nearest: {seconds(quick)} a "
-        f"sample and {quick['calls']} calls of the network, {ratio:.{0 if ratio >= 10 else 1}f} times faster than {slow['name']} "
+        f"sample and {quick['calls']} call{'s' if quick['calls'] != 1 else ''} of the network, "
+        f"{ratio:.{0 if ratio >= 10 else 1}f} times faster than {slow['name']} "
         f"({seconds(slow)}, {slow['calls']} calls)."
     ]
 
