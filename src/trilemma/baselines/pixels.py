@@ -21,6 +21,7 @@ Sources: Salimans et al. 2017 (arXiv:1701.05517), section 2.1, for (1); Rybkin e
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -34,23 +35,23 @@ __all__ = ["Logistic", "NormalPixels", "Pixels", "check_levels", "pixels"]
 _SHARPEST = 0.1  # of a bin: the least scale of a logistic, where every likelihood of one integer is 1 up to 1 in 150
 
 
-class Pixels(nn.Module):
+class Pixels(nn.Module, ABC):
     """The interface: ``params`` numbers for each channel of each pixel describe its law."""
 
     params: int
     levels: int  # of the integers, 0 if x is real
 
+    @abstractmethod
     def log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
         """Log-likelihood of items ``(B, C, ...)`` by the decoder's output ``(B, C * params, ...)``: ``(B,)`` nats."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self, theta: Tensor) -> Tensor:
         """The mean of each pixel, ``(B, C, ...)``: what papers show as samples."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(self, theta: Tensor, noise: Noise) -> Tensor:
         """A draw of each pixel, ``(B, C, ...)``: with z from the prior a sample of the model."""
-        raise NotImplementedError
 
 
 class Logistic(Pixels):
