@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peers import End, Late, Peer, Task, from_azula, from_diffusers, from_dpm_solver, from_kdiffusion, from_others
 from problems import Counted, Problem
-from solver_results import DEFAULTS, NFE, SHIPPED, Results, best, value
+from solver_results import DEFAULTS, LIMITS, NFE, SHIPPED, Results, best, value
 from trilemma.denoise import Denoiser
 from trilemma.process.grid import GRIDS
 from trilemma.sampling import RULES, get_rule, sample
@@ -172,6 +172,8 @@ def mine(task: Problem, samplers: dict[str, Sampler], calls: tuple[int, ...]) ->
             counted = Counted(task.model)
             if isinstance(sampler, Tuned):
                 sampler.problem = task.name
+                if nfe not in LIMITS.get(task.name, NFE):
+                    continue  # minutes of a network's time, and nothing to compare with
             try:
                 x = sampler(counted, start, nfe)
             except ValueError as error:
