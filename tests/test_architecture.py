@@ -42,7 +42,7 @@ ORDER = {
         "probes field later prior solve flow posterior dequantise bits variational terms bound schedule encode interpolate "
         "anomaly"
     ),
-    "health": "probe identity check course",
+    "health": "probe identity samples compare rules check course",
     "sampling": (
         "loop plan start angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep adaptive embedded "
         "parallel sa stochastic langevin wrap hooks tokens registry pilots refine tune"

@@ -9,9 +9,9 @@ from torch import nn
 from oracles import F64
 from trilemma.denoise import TARGETS, Covariances, Denoiser, FiniteDenoiser, Gaussian, MixtureDenoiser, Preconditioned
 from trilemma.health import check
-from trilemma.health.check import energy_distance
 from trilemma.health.course import frozen_average, still_falling
 from trilemma.health.probe import Reference, levels_of, probe
+from trilemma.health.samples import energy_distance
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Cosine, Flow
 from trilemma.train.checkpoint import write_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..train.checkpoint import CorruptError, average_name, checkpoints, read_tensors
-from .check import Finding
+from .rules import Finding
 
 __all__ = ["frozen_average", "still_falling"]
 

@@ -1,0 +1,91 @@
+"""Two errors side by side: of averaged weights and plain ones, of right labels and wrong ones, of data held out and seen,
+of data in these units and in those of the samples; and the bound beside the density by the flow.
+
+The noise is the same on both sides wherever the items are, so that a difference is known far better than either error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..denoise.denoiser import Denoiser
+from ..likelihood.bound import elbo
+from ..likelihood.flow import log_likelihood
+from ..numerics.noise import Noise
+from .probe import Level, Reference, errors, levels_of
+from .samples import Samples
+
+__all__ = ["average_ratio", "bound_gap", "label_gain", "memory_ratios", "unit_ratios"]
+
+Cond = Mapping[str, Tensor]
+
+
+def average_ratio(
+    model: Denoiser, raw: Denoiser, x: Tensor, levels: list[float], cond: Cond, noise: Noise, batch: int
+) -> float:
+    """Error of the averaged weights over that of the plain ones, a geometric mean over levels."""
+    mine, theirs = (errors(m, x, levels, cond, noise, batch=batch).mean(1) for m in (model, raw))
+    return float((mine / theirs).log().mean().exp())
+
+
+def unit_ratios(
+    model: Denoiser, x: Tensor, table: Sequence[Level], looks: Samples, cond: Cond, noise: Noise, batch: int
+) -> tuple[float, float]:
+    """Log error over that of the linear denoiser, a mean over levels: on data moved to the samples' units, and unmoved."""
+    centre = x.mean()
+    moved = (x - centre) * looks.scale + centre + looks.shift * float((x - x.mean(0)).square().mean().sqrt())
+    there, reference = [], Reference(moved)
+    for i, level in enumerate(levels_of(model, reference.var)):
+        t = model.process.time(torch.tensor(level, dtype=torch.float64))
+        x_t = model.process.perturb(moved, t, noise.at(i).at(0).normal_like(x))
+        linear = reference.denoise(x_t, float(model.process.alpha(t)), float(model.process.sigma(t))) - moved.flatten(1)
+        there.append(
+            float(errors(model, moved, [level], cond, noise.at(i), batch=batch).mean() / linear.square().mean())
+        )
+    here = [v.error / v.linear for v in table]
+    fits, before = (sum(map(math.log, ratios)) / len(ratios) for ratios in (there, here))
+    return fits, before
+
+
+def label_gain(model: Denoiser, x: Tensor, levels: list[float], cond: Cond, noise: Noise, batch: int) -> float:
+    """How much less the model errs with the right labels than with those of other items, in standard errors."""
+    label = cond["label"]
+    other = label.roll(1)
+    for shift in range(2, len(label)):
+        same = other == label
+        if not bool(same.any()):
+            break
+        other = torch.where(same, label.roll(shift), other)
+    right, wrong = (errors(model, x, levels, {**cond, "label": v}, noise, batch=batch) for v in (label, other))
+    gain = (wrong - right).sum(0)
+    return float(gain.mean() / (gain.std() / len(x) ** 0.5 + 1e-30))
+
+
+def memory_ratios(
+    model: Denoiser, x: Tensor, train: Tensor, levels: list[float], batch: int, sure: float
+) -> list[float]:
+    """Error on held-out items over that on training items, at levels where it is larger by ``sure`` standard errors."""
+    seen, ratios = train[: len(x)].to(x), []
+    for i, level in enumerate(levels):
+        here, there = (errors(model, v, [level], {}, Noise(1, len(v)).at(i), batch=batch)[0] for v in (x, seen))
+        error = (here.var() / len(here) + there.var() / len(there)).sqrt()
+        if float(here.mean() - there.mean()) > sure * float(error):
+            ratios.append(float(here.mean() / there.mean()))
+    return ratios
+
+
+def bound_gap(model: Denoiser, x: Tensor, cond: Cond, seeds: int) -> tuple[float, float]:
+    """The variational bound less the density by the flow: mean over 64 items in nats, and in standard errors.
+
+    Raises:
+        ArithmeticError: the flow is too stiff for its likelihood.
+    """
+    few, own = x[:64], {key: value[:64] for key, value in cond.items()}
+    bound = elbo(model, few, samples=64, ends=(levels_of(model, 1.0)[0], 8.0), cond=own, seeds=seeds)
+    exact = log_likelihood(model, few, rtol=1e-3, atol=1e-3, cond=own)
+    gap = bound.log_prob - exact.log_prob
+    return float(gap.mean()), float(gap.mean() / (gap.std() / len(few) ** 0.5 + 1e-30))

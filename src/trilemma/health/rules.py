@@ -1,0 +1,231 @@
+"""The rules of ``check``: from what was measured to what is said, every threshold and every sentence.
+
+A rule takes numbers and returns findings, none if there is nothing to say; it runs no model. Which rule is asked before which
+stands in ``check``: causes before what follows from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .identity import Identity
+from .probe import Level
+from .samples import Samples
+
+__all__ = [
+    "SURE", "Finding", "asymmetry", "average", "bound", "calibration", "coefficients", "data", "fit", "labels", "memory",
+    "moved", "reading", "samplers", "scale", "stiff", "time", "turned", "units", "weights",
+]  # fmt: skip
+
+SURE = 4.0  # standard errors that a finding needs
+AVERAGE = 1.15  # error of an average that stands still, over that of the weights that it should follow
+MISMATCH = 1e-2  # relative, between the answer and the table's coefficients
+DEAF = 1e-7  # relative change of the output with the level told: young networks hear it faintly, a deaf one not at all
+READING = 1.15  # error as the output is read, over that of a better reading
+SIGMA_DATA = 1.5  # factor between what a model was told of the data's scale and what it is
+SHIFT, SCALE = 0.3, 0.3  # samples elsewhere than the data: in standard deviations, and in log scale
+UNITS_FIT, UNITS_GAIN = 0.02, 0.1  # log error over the linear one on data moved to the samples: at most, and less by
+MEMORY = 1.3  # error on held-out items over that on training items
+WORSE = 1.05  # error over that of a linear denoiser, at a level that is counted
+STARVED, FED = 1.1, 0.9  # the same at the worst level of a starved end, and at some level elsewhere
+POOR_GAUSSIAN, POOR_FLOOR = 0.5, 2.5  # distance of samples over that of Gaussian ones, and over that of data to data
+CALIBRATED = 1.4  # factor between the error that the derivative claims and the error
+CURL = 0.3  # antisymmetric share of the derivative
+SAMPLERS = 6.0  # distance between the two samplers' laws over that of data to data
+BOUND = 0.1  # nats by which the bound may lie above the density by the flow
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a model.
+
+    Args:
+        name: of the fault, one word.
+        severity: ``"fault"``: fix it before the model is used; ``"note"``: know it.
+        what: what was seen, with its number.
+        advice: what to do.
+    """
+
+    name: str
+    severity: str
+    what: str
+    advice: str
+
+
+def _fault(name: str, what: str, advice: str) -> list[Finding]:
+    return [Finding(name, "fault", what, advice)]
+
+
+def _note(name: str, what: str, advice: str) -> list[Finding]:
+    return [Finding(name, "note", what, advice)]
+
+
+def weights(bad: Sequence[str]) -> list[Finding]:
+    """Names of weight tensors that hold NaN or infinity."""
+    if not bad:
+        return []
+    what = f"{len(bad)} weight tensors hold NaN or infinity, the first is {bad[0]}"
+    return _fault("weights", what, "Go back to the last good checkpoint, with a lower learning rate.")
+
+
+def data(finite: bool) -> list[Finding]:
+    """Whether all held-out items are numbers."""
+    if finite:
+        return []
+    advice = "Clean the data; a model trained on them is not to be trusted."
+    return _fault("data", "the held-out data hold NaN or infinity", advice)
+
+
+def average(ratio: float) -> list[Finding]:
+    """An average that stands still is much worse than the weights that it should follow."""
+    if ratio < AVERAGE:
+        return []
+    what = f"the averaged weights err {ratio:.2f} times as much as the weights they should follow"
+    advice = "Check that the average is updated at every step and saved; use the plain weights (ema=False) until then."
+    return _fault("average", what, advice)
+
+
+def coefficients(who: Identity | None) -> list[Finding]:
+    """Maps around the network that are not those of the table; no training mends them."""
+    if who is None or who.mismatch <= MISMATCH:
+        return []
+    what = f"the answer differs from c_skip x_t + c_out F by {who.mismatch:.0%}"
+    return _fault("coefficients", what, "Compare c_skip and c_out with trilemma.denoise.targets.coefficients.")
+
+
+def time(table: Sequence[Level]) -> list[Finding]:
+    """A network that is not told the noise level."""
+    if not all(v.time_effect < DEAF for v in table):
+        return []
+    what = "the network answers the same whatever noise level it is told"
+    return _fault("time", what, "Pass c_time into the network, and train again.")
+
+
+def moved(looks: Samples | None) -> bool:
+    """Whether samples have another mean or scale than the data."""
+    if looks is None or not math.isfinite(looks.scale) or looks.scale < 1e-3:
+        return False
+    return abs(looks.shift) >= SHIFT or abs(math.log(looks.scale)) >= SCALE
+
+
+def units(looks: Samples, fits: float, before: float, who: Identity | None) -> list[Finding]:
+    """A model that fits the data once they are moved to the samples: log error over the linear one there, and before."""
+    if fits > UNITS_FIT or fits > before - UNITS_GAIN:
+        return []
+    if who is not None and who.kind == "sigma_data" and math.log(who.best) < fits:
+        return []  # the coefficients explain it better: a wrong scale there shrinks the samples too
+    what = f"samples are data moved by {looks.shift:.2f} standard deviations and scaled by {looks.scale:.2f}"
+    advice = "The model was trained on data in other units: give it what training gave it, such as [-1, 1], not [0, 1]."
+    return _fault("range", what, advice)
+
+
+def reading(who: Identity | None) -> list[Finding]:
+    """A network whose output means something else than it is taken for."""
+    if who is None or not who.kind or who.best > 1 or who.score < READING * who.best:
+        return []
+    what = f"the network predicts {who.name}: so read, its error is {who.best / who.score:.2g} of what it is"
+    return _fault(who.kind, what, f"Build the model with {who.name}, or look for what turned it round.")
+
+
+def scale(sigma_data: float, std: float) -> list[Finding]:
+    """What the model was told of the data, which need not be how it was trained."""
+    if abs(math.log(sigma_data / std)) < math.log(SIGMA_DATA):
+        return []
+    what = f"sigma_data is {sigma_data:.3g} and the data have a standard deviation of {std:.3g}"
+    return _fault("sigma_data", what, f"Train with sigma_data={std:.2g}, or rescale the data.")
+
+
+def labels(gain: float) -> list[Finding]:
+    """The right label has to help: gain over the label of another item, in standard errors."""
+    if gain > SURE:
+        return []
+    what = f"the right label helps no more than that of another item ({gain:.1f} standard errors)"
+    advice = (
+        "Check that images and labels are shuffled together, that the network is given labels, and label_dropout < 1."
+    )
+    return _fault("labels", what, advice)
+
+
+def turned(table: Sequence[Level]) -> list[Finding]:
+    """A sign that no row of the table explains, as in a denoiser that is no network."""
+    if sum(v.slope < 0 for v in table) <= len(table) // 2:
+        return []
+    what = "the answers point away from the clean data at most noise levels"
+    return _fault("sign", what, "Look for a sign that was turned in the target or in the score.")
+
+
+def memory(ratios: Sequence[float]) -> list[Finding]:
+    """A model that knows its data by heart errs less on them than on others: the ratios of levels where that is sure."""
+    if len(ratios) < 2 or max(ratios) < MEMORY:
+        return []
+    what = f"the error on held-out data is up to {max(ratios):.2f} times that on training data"
+    return _fault("overfitted", what, "Stop earlier, add data, dropout or flips, or take a smaller network.")
+
+
+def fit(table: Sequence[Level], looks: Samples | None) -> list[Finding]:
+    """Levels at which the network is no better than two moments of the data."""
+    worse = [i for i, v in enumerate(table) if v.error > WORSE * v.linear and v.excess > SURE]
+    poor = looks is not None and looks.distance > max(POOR_GAUSSIAN * looks.gaussian, POOR_FLOOR * looks.floor)
+    ends = worse and len(worse) < len(table) - 2 and (worse == list(range(len(worse))) or worse[-1] == len(table) - 1)
+    if (
+        ends
+        and max(table[i].error / table[i].linear for i in worse) > STARVED
+        and any(v.error < FED * v.linear for v in table)
+    ):
+        side = "noisiest" if worse[0] == 0 else "cleanest"
+        ratio = max(table[i].error / table[i].linear for i in worse)
+        what = f"at the {side} levels the error is {ratio:.2f} times that of a linear denoiser, elsewhere it is below"
+        advice = "The loss or the law of times starves these levels: check the weighting (a factor alpha^2 or sigma^2) and times."
+        return _fault("weighting", what, advice)
+    if len(worse) > 2 or poor:
+        what = f"at {len(worse)} of {len(table)} noise levels the error is above that of a linear denoiser"
+        if looks is not None:
+            what += f"; samples are {looks.distance / max(looks.gaussian, 1e-9):.2f} times as far from the data as Gaussian ones"
+        return _fault("half-trained", what, "Train longer, with a larger network or another learning rate.")
+    return []
+
+
+def calibration(table: Sequence[Level]) -> list[Finding]:
+    """Tweedie's second formula by level."""
+    off = [v for v in table if not 0.7 < v.predicted / v.error < CALIBRATED]
+    if not off:
+        return []
+    worst = max(off, key=lambda v: abs(math.log(max(v.predicted, 1e-12) / v.error)))
+    what = (
+        f"its own derivative claims {worst.predicted / worst.error:.2f} of the error at log-SNR {worst.log_snr:.1f} "
+        f"({len(off)} of {len(table)} levels are off by more than {CALIBRATED})"
+    )
+    return _note("calibration", what, "Posterior variances by Tweedie's formula are off by this factor.")
+
+
+def asymmetry(table: Sequence[Level]) -> list[Finding]:
+    """A field that is no gradient."""
+    share = max(v.asymmetry for v in table)
+    if share <= CURL:
+        return []
+    what = f"up to {share:.0%} of the derivative is antisymmetric"
+    return _note("asymmetry", what, "The field is no gradient there; likelihoods by flow and SDE differ.")
+
+
+def samplers(looks: Samples | None) -> list[Finding]:
+    """The flow and the reverse equation should draw one law."""
+    if looks is None or looks.stochastic <= SAMPLERS * looks.floor:
+        return []
+    what = f"the flow and the reverse equation draw different laws (distance {looks.stochastic:.3f})"
+    return _note("samplers", what, "Take the sampler whose samples you judged.")
+
+
+def bound(gap: float, z: float) -> list[Finding]:
+    """The bound has to lie below the density by the flow: nats above it, and the same in standard errors."""
+    if z < SURE or gap < BOUND:
+        return []
+    what = f"the variational bound is {gap:.2f} nats above the density by the flow"
+    advice = "The denoiser is not consistent between levels; publish the bound, not the flow."
+    return _note("bound", what, advice)
+
+
+def stiff() -> list[Finding]:
+    """A flow that its solver gave up on."""
+    return _note("bound", "the flow is too stiff for its likelihood", "Train the cleanest levels longer.")
