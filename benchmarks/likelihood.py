@@ -10,6 +10,7 @@ Sections, all or those named by ``--only``:
     coverage  how often the stated standard error covers the truth
     time      a network on digits: seconds for equal standard error
     digits    bits/dim of VP, SubVP and Flow on digits, three seeds each
+    mnist     the same on MNIST, with ``--mnist FILE`` (an npz with train_images and test_images); an hour of one core
 
 The peer is the likelihood of Song et al. 2021 as score_sde does it, written out here: SciPy's RK45 in VP time from 1e-5
 for the whole batch, an evaluation being two forward passes (drift, and divergence by one probe for the whole path), and
@@ -20,6 +21,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -27,19 +29,32 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from scipy.stats import t as student
-from torch import Tensor
+from torch import Tensor, nn
 
 import common
 from problems import F64, Flat, Mixture, _gmm2, _gmm64, _image, problem
+from trilemma.data.digits import digits
 from trilemma.denoise import Denoiser, Preconditioned
 from trilemma.denoise.denoiser import Rescheduled
 from trilemma.likelihood import Likelihood, log_likelihood
+from trilemma.likelihood.bits import bits_per_dim
 from trilemma.nets import build
 from trilemma.numerics.noise import Noise
 from trilemma.numerics.trace import exact_trace, quadratic_forms, signs, vjps
 from trilemma.process import EDM, VE, VP, Cosine, Flow, GaussianProcess, SubVP
+from trilemma.train.objectives import denoising_loss
 
 LN2 = math.log(2)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How the networks of :func:`section_learned` are made and trained."""
+
+    make: Callable[[], nn.Module]
+    values: int
+    updates: int
+    batch: int
 
 
 class Case:
@@ -203,8 +218,6 @@ def section_coverage() -> list[str]:
 
 def section_time(cache: Path) -> list[str]:
     """The digits network of the solver benchmark, one thread: noise of one probe and seconds of both."""
-    from trilemma.data.digits import digits
-
     model = problem("digits", cache).model
     x = digits("test").images[:64]
     x = x + (Noise(0, 64).uniform(x.shape) - 0.5) / 8
@@ -243,53 +256,69 @@ def _timed(model: Denoiser, x: Tensor, **options: object) -> tuple[Tensor, None]
     return log_likelihood(model, x, **options).log_prob, None  # type: ignore[arg-type]
 
 
-def section_digits(updates: int) -> list[str]:
-    """The same net trained on three processes, three seeds each, by one objective."""
-    from trilemma.data.digits import digits
-    from trilemma.likelihood.bits import bits_per_dim
-    from trilemma.train.objectives import denoising_loss
+def _learned(
+    data: Tensor, make: Callable[[], nn.Module], process: GaussianProcess, seed: int, setup: Setup
+) -> Denoiser:
+    """A network trained on dequantised data by one law of noise levels, its average over the last updates."""
+    torch.manual_seed(seed)
+    model = Preconditioned(make(), process, "v", sigma_data=float(data.std()))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, setup.updates, pct_start=0.05)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    for i in range(setup.updates):
+        noise = Noise(seed * setup.updates + i, setup.batch)
+        x = data[(noise.at(0).uniform((setup.batch,)) * len(data)).long().clamp(max=len(data) - 1)]
+        x = x + (noise.at(3).uniform(x.shape) - 0.5) * (2 / (setup.values - 1))  # uniform dequantisation
+        level = torch.exp(1.6 * noise.at(1).normal((setup.batch,), dtype=F64) - 0.8)
+        loss = denoising_loss(model, x, process.time(-2 * level.log()), noise.at(2)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        rate.step()
+        average.update_parameters(model)
+    model.load_state_dict(average.module.state_dict())
+    return model.eval()
 
-    data, test, rows = digits("train").images, digits("test").images[:100], []
-    raw = ((test + 1) * 8).round().to(torch.uint8)
+
+def section_learned(name: str, setup: Setup, mnist: Path | None = None) -> list[str]:
+    """The same net trained on three processes, three seeds each, by one objective."""
+    if name == "digits":
+        data, raw = digits("train").images, digits("test").images[:100]
+    else:
+        assert mnist is not None
+        with np.load(mnist) as file:
+            data, raw = (torch.from_numpy(file[f"{part}_images"]) for part in ("train", "test"))
+        data, raw = data[:, None].float() / 127.5 - 1, raw[:100, None].float() / 127.5 - 1
+    raw = ((raw + 1) * ((setup.values - 1) / 2)).round().to(torch.uint8)
+    rows, means = [], []
     for process in (VP(), SubVP(), Flow()):
+        each = []
         for seed in range(3):
-            torch.manual_seed(seed)
-            net = Flat(build("mlp", features=64, width=192, depth=3))
-            model = Preconditioned(net, process, "v", sigma_data=float(data.std()))
-            optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
-            rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, updates, pct_start=0.05)
-            average = torch.optim.swa_utils.AveragedModel(
-                model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
-            )
-            for i in range(updates):
-                noise = Noise(seed * updates + i, 128)
-                x = data[(noise.at(0).uniform((128,)) * len(data)).long().clamp(max=len(data) - 1)]
-                x = x + (noise.at(3).uniform(x.shape) - 0.5) / 8  # uniform dequantisation
-                level = torch.exp(1.6 * noise.at(1).normal((128,), dtype=F64) - 0.8)
-                loss = denoising_loss(model, x, process.time(-2 * level.log()), noise.at(2)).mean()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                rate.step()
-                average.update_parameters(model)
-            model.load_state_dict(average.module.state_dict())
+            model = _learned(data, setup.make, process, seed, setup)
             found = bits_per_dim(
-                model.eval(), raw, values=17, dequantise="uniform", steps=64, trace="orthogonal", probes=2
+                model, raw, values=setup.values, dequantise="uniform", steps=64, trace="orthogonal", probes=2
             )
             low, high = found.interval
+            each.append(found.value)
             rows.append(
-                [
-                    type(process).__name__,
-                    seed,
-                    f"{found.value:.3f}",
-                    f"{low:.3f} to {high:.3f}",
-                    f"{found.solver_error:.0e}",
-                ]
+                [type(process).__name__, seed, f"{each[-1]:.3f}", f"{low:.3f} to {high:.3f}"]
+                + [f"{found.solver_error:.0e}"]
             )
-            print("digits", *rows[-1], flush=True)
+            print(name, *rows[-1], flush=True)
+        mean, spread = float(np.mean(each)), float(np.std(each, ddof=1))
+        half = float(student.ppf(0.975, 2)) * spread / math.sqrt(3)
+        means.append([type(process).__name__, f"{mean:.3f}", f"{mean - half:.3f} to {mean + half:.3f}"])
     head = ["process", "seed", "bits/dim", "95 % over images", "solver error"]
-    note = f"100 test images of 17 values, uniform dequantisation, {updates} updates of one net and one law of noise levels."
-    return ["## Digits: VP, SubVP and Flow", "", note, "", *common.table(head, rows)]
+    note = f"100 test images of {setup.values} values, uniform dequantisation; {setup.updates} updates of {setup.batch} by one"
+    return [
+        f"## {name}: VP, SubVP and Flow",
+        "",
+        note,
+        "network, one objective, one law of noise levels. The second table is over the seeds (Student's law).",
+        "",
+        *common.table(head, rows),
+        *common.table(["process", "mean bits/dim", "95 % over seeds"], means),
+    ]
 
 
 def draw(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
@@ -315,21 +344,29 @@ def draw(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
 def main() -> None:
     """Run the sections and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("exact", "calls", "probes", "coverage", "time", "digits")
+    names = ("exact", "calls", "probes", "coverage", "time", "digits", "mnist")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--cache", type=Path, default=common.ROOT / "runs" / "solvers", help="where networks are kept")
-    parser.add_argument("--updates", type=int, default=3000, help="of the networks of the last section")
+    parser.add_argument("--updates", type=int, default=3000, help="of the networks of the digits; MNIST: half")
+    parser.add_argument("--mnist", type=Path, default=None, help="npz with train_images and test_images")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     torch.set_num_threads(1)
     curves: dict[str, list[tuple[float, float]]] = {}
+    small = Setup(lambda: Flat(build("mlp", features=64, width=192, depth=3)), 17, given.updates, 128)
+    unet = {"channels": 1, "widths": [16, 32, 32], "blocks": 1, "attention": [2]}
+    large = Setup(lambda: build("unet", **unet), 256, given.updates // 2, 64)
+    if "mnist" in given.only and given.mnist is None:
+        print("mnist: left out, there is no --mnist")
+        given.only = [name for name in given.only if name != "mnist"]
     sections: dict[str, Callable[[], list[str]]] = {
         "exact": section_exact,
         "calls": lambda: section_calls(curves),
         "probes": section_probes,
         "coverage": section_coverage,
         "time": lambda: section_time(given.cache),
-        "digits": lambda: section_digits(given.updates),
+        "digits": lambda: section_learned("digits", small),
+        "mnist": lambda: section_learned("mnist", large, given.mnist),
     }
     lines = [line for name in names if name in given.only for line in sections[name]()]
     if curves and given.out is not None:
