@@ -139,3 +139,12 @@ def test_items_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="shape"):
         game.log_prob(torch.zeros(1, 4))
     assert math.isfinite(float(game.log_prob(torch.ones(1, 1, 2, 2).double())))
+
+
+def test_bits_per_dimension_are_those_of_a_law_of_integers():
+    """2^-(D bits) over all images of two pixels of three levels adds up to 1 but for what the bound misses."""
+    game = flow(levels=3)
+    levels = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    bits = game.bits_per_dim(torch.cartesian_prod(levels, levels), draws=256)
+    assert 0.95 < float((2 ** (-2 * bits)).sum()) < 1.05
+    assert flow(levels=0).bits_per_dim(torch.zeros(3, 2, dtype=torch.float64)) is None

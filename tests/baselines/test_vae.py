@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from trilemma.baselines import build_game
 from trilemma.baselines.hierarchical import Ladder, Level, Normal
-from trilemma.baselines.pixels import Logistic, NormalPixels, pixels
-from trilemma.baselines.vae import VAE, bits_per_dim
+from trilemma.baselines.pixels import Logistic, NormalPixels, bits_per_dim, pixels
+from trilemma.baselines.vae import VAE
 from trilemma.numerics.noise import Noise
 from trilemma.train import TrainConfig, Trainer
 from trilemma.train.game import Minibatch
@@ -313,6 +314,16 @@ def test_bits_per_dim_of_integers_count_the_integers():
     x = torch.where(LEVELS > 0, 1.0, -1.0)
     bits = bits_per_dim(law.log_prob(flat.double(), x), (1, 8, 8))
     torch.testing.assert_close(bits, torch.ones(3, dtype=torch.float64))
+
+
+def test_more_draws_cost_fewer_bits_and_what_is_no_likelihood_of_integers_has_none():
+    model = ladder()
+    one, many = (model.bits_per_dim(LEVELS, draws=draws) for draws in (1, 64))
+    assert (many < one).all()
+    nats = model.importance_weighted(LEVELS, 64).value
+    torch.testing.assert_close(2.0**-many, nats.div(64).exp())  # a geometric mean over the 64 pixels
+    assert ladder(pixels="normal:0").bits_per_dim(LEVELS) is None
+    assert build_game("gan", shape=(1, 8, 8), classes=0, widths=(4, 8)).bits_per_dim(LEVELS) is None
 
 
 def test_bounds_are_those_of_the_model_in_evaluation_and_leave_its_mode_alone():

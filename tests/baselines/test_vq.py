@@ -216,6 +216,8 @@ def test_the_bound_is_that_of_the_codes():
     k = game.encode(X)
     want = game.prior.log_prob(k, label) + game.pixels.log_prob(game.decode(game.codebook.vectors[k], label), X)
     torch.testing.assert_close(bound.elbo, want.detach())
+    torch.testing.assert_close(2.0 ** -game.bits_per_dim(X, label), want.detach().div(64).exp())  # a mean over pixels
+    assert model(pixels="normal:0").bits_per_dim(X) is None
     with pytest.raises(ValueError, match="none of the 17 levels"):
         game.elbo(X + 0.03)
 

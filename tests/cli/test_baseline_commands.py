@@ -35,15 +35,6 @@ def words(out, model, *more):
     return [str(word) for word in (*common, "--device", "cpu", "--out", out, *more)]
 
 
-def fails(capsys, *command):
-    capsys.readouterr()
-    assert main([str(word) for word in command]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("trilemma: ")
-    assert err.count("\n") == 1
-    return err
-
-
 @pytest.mark.parametrize("model", sorted(TINY))
 def test_train_resume_sample_and_info(model, tmp_path, capsys):
     once, twice = tmp_path / "once", tmp_path / "twice"
@@ -74,22 +65,20 @@ def test_train_resume_sample_and_info(model, tmp_path, capsys):
     assert record["calls"] == 2 * load_game(once)[0].calls
 
 
-def test_wrong_use_is_one_sentence(tmp_path, capsys):
+def test_wrong_use_is_one_sentence(tmp_path, capsys, fails):
     run = tmp_path / "run"
     assert main(words(run, "gan", "--steps", "1", "--label-dropout", "0")) == 0
-    assert "rule is for denoisers" in fails(capsys, "sample", run, "--rule", "ddpm")
-    assert "guidance is for denoisers" in fails(capsys, "sample", run, "--guidance", "2")
-    assert "label_dropout=0" in fails(capsys, "sample", run, "--label", "none")
-    assert "not a denoiser" in fails(capsys, "tune", run)
+    assert "rule is for denoisers" in fails("sample", run, "--rule", "ddpm")
+    assert "guidance is for denoisers" in fails("sample", run, "--guidance", "2")
+    assert "label_dropout=0" in fails("sample", run, "--label", "none")
+    assert "not a denoiser" in fails("tune", run)
     for command, purpose in (("likelihood", "likelihoods"), ("encode", "encodings"), ("interpolate", "interpolations")):
-        err = fails(capsys, command, run, *(["--seeds", "1,2"] if command == "interpolate" else []))
+        err = fails(command, run, *(["--seeds", "1,2"] if command == "interpolate" else []))
         assert f"holds a model of the family gan; {purpose} need a denoiser" in err
     other = tmp_path / "other"
-    assert "did you mean 'gan'" in fails(capsys, "train", "--model", "gam", "--out", other)
-    assert "target is for diffusion" in fails(capsys, "train", "--model", "gan", "--target", "eps", "--out", other)
-    assert "did you mean 'widths'" in fails(
-        capsys, "train", "--model", "gan", "--net-options", "width=3", "--out", other
-    )
+    assert "did you mean 'gan'" in fails("train", "--model", "gam", "--out", other)
+    assert "target is for diffusion" in fails("train", "--model", "gan", "--target", "eps", "--out", other)
+    assert "did you mean 'widths'" in fails("train", "--model", "gan", "--net-options", "width=3", "--out", other)
     assert not (other / "command.json").exists()
 
 

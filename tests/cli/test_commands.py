@@ -26,16 +26,6 @@ def launch(*words, **kwargs):
     return subprocess.run([*PROGRAM, *map(str, words)], capture_output=True, text=True, env=env, timeout=300, **kwargs)
 
 
-def fails(capsys, *words):
-    """Run a command that must fail; returns its one sentence."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("trilemma: ")
-    assert err.count("\n") == 1
-    return err
-
-
 # ---------------------------------------------------------------- help, names, errors
 
 
@@ -75,23 +65,23 @@ def test_wrong_words_exit_with_2_and_name_the_nearest():
     assert "Traceback" not in done.stderr
 
 
-def test_errors_are_one_sentence_and_the_switch_shows_where(capsys, monkeypatch, tmp_path):
+def test_errors_are_one_sentence_and_the_switch_shows_where(capsys, monkeypatch, tmp_path, fails):
     out = ["--out", tmp_path / "run"]
-    assert "did you mean 'digits'" in fails(capsys, "train", "--data", "digit", *out)
-    assert "did you mean 'flow'" in fails(capsys, "train", "--process", "flwo", *out)
-    assert "did you mean 'beta_max'" in fails(capsys, "train", "--process", "vp:beta_mx=10", *out)
-    assert "did you mean 'unet-tiny'" in fails(capsys, "train", "--net", "unet-tny", *out)
-    assert "did you mean 'widths'" in fails(capsys, "train", "--net", "unet", "--net-options", "width=[8]", *out)
-    assert "name=value" in fails(capsys, "train", "--net-options", "widths", *out)
+    assert "did you mean 'digits'" in fails("train", "--data", "digit", *out)
+    assert "did you mean 'flow'" in fails("train", "--process", "flwo", *out)
+    assert "did you mean 'beta_max'" in fails("train", "--process", "vp:beta_mx=10", *out)
+    assert "did you mean 'unet-tiny'" in fails("train", "--net", "unet-tny", *out)
+    assert "did you mean 'widths'" in fails("train", "--net", "unet", "--net-options", "width=[8]", *out)
+    assert "name=value" in fails("train", "--net-options", "widths", *out)
     for flag, value in [("--save-every", "0"), ("--steps", "-3"), ("--lr", "fast"), ("--decay", "never")]:
         with pytest.raises(SystemExit, match="2"):
             main(["train", flag, value])
         err = capsys.readouterr().err
         assert value.lstrip("-") in err
         assert "Traceback" not in err
-    assert "holds no model" in fails(capsys, "sample", tmp_path / "nothing")
-    assert "did you mean 'dpmpp_2m'" in fails(capsys, "sample", tmp_path, "--rule", "dpmp_2m")
-    assert "device='warp'" in fails(capsys, "sample", tmp_path, "--device", "warp")
+    assert "holds no model" in fails("sample", tmp_path / "nothing")
+    assert "did you mean 'dpmpp_2m'" in fails("sample", tmp_path, "--rule", "dpmp_2m")
+    assert "device='warp'" in fails("sample", tmp_path, "--device", "warp")
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("TRILEMMA_TRACEBACK", "1")
     with pytest.raises(ValueError, match="digit"):
@@ -130,7 +120,7 @@ def trained(tmp_path_factory):
     return out
 
 
-def test_a_run_says_what_it_is(trained, capsys):
+def test_a_run_says_what_it_is(trained, capsys, fails):
     config = json.loads((trained / "config.json").read_text())
     assert (config["steps"], config["data"], config["net_options"][0]) == (6, "digits", "widths=[16,16]")
     assert [json.loads(line)["step"] for line in (trained / "metrics.jsonl").read_text().splitlines()] == [
@@ -147,7 +137,7 @@ def test_a_run_says_what_it_is(trained, capsys):
     text = capsys.readouterr().out
     assert "step 6, loss" in text
     assert "digits (train): 1500 images of 1x8x8" in text
-    assert "already holds a run" in fails(capsys, "train", "--out", trained, *TINY)
+    assert "already holds a run" in fails("train", "--out", trained, *TINY)
 
 
 def test_samples_come_with_their_record_and_can_be_read_back(trained, tmp_path, capsys):
@@ -187,12 +177,12 @@ def test_an_image_depends_on_its_seed_alone(trained, tmp_path):
     assert torch.equal(sets["all"][:4], sets["few"])
 
 
-def test_samples_without_out_go_to_a_fresh_folder(trained, capsys):
+def test_samples_without_out_go_to_a_fresh_folder(trained, fails):
     for _ in range(2):
         assert main(["sample", str(trained), "--n", "2", "--steps", "1"]) == 0
     assert (trained / "drawn" / "grid.png").exists()
     assert (trained / "drawn-2" / "grid.png").exists()
-    assert "unknown class '12'" in fails(capsys, "sample", trained, "--label", "12")
+    assert "unknown class '12'" in fails("sample", trained, "--label", "12")
 
 
 def test_resume_goes_on_with_the_settings_of_the_run(trained, tmp_path):
@@ -217,7 +207,7 @@ def test_a_process_with_settings_is_kept_by_the_run(tmp_path):
     assert json.loads((out / "drawn" / "sample.json").read_text())["process"] == str(process)
 
 
-def test_training_without_labels_and_on_a_folder(tmp_path, capsys):
+def test_training_without_labels_and_on_a_folder(tmp_path, capsys, fails):
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for i in range(12):
@@ -225,25 +215,25 @@ def test_training_without_labels_and_on_a_folder(tmp_path, capsys):
     (tmp_path / "photos" / "x.png").write_bytes(b"broken")
     out = tmp_path / "run"
     words = ["train", "--data", tmp_path / "photos", "--resize", "8", "--out", out, *TINY, "--steps", "2"]
-    assert "x.png" in fails(capsys, *words)
+    assert "x.png" in fails(*words)
     assert main([*map(str, words), "--on-error", "skip"]) == 0
     assert "skipped x.png" in capsys.readouterr().err
     assert main(["sample", str(out), "--n", "2", "--steps", "2", "--out", str(tmp_path / "s")]) == 0
     assert load(str(tmp_path / "s" / "samples.npz")).shape == (3, 8, 8)
-    assert "knows no classes" in fails(capsys, "sample", out, "--label", "1")
-    assert "needs labels" in fails(capsys, "sample", out, "--guidance", "2")
+    assert "knows no classes" in fails("sample", out, "--label", "1")
+    assert "needs labels" in fails("sample", out, "--guidance", "2")
     digits = ["train", "--no-conditional", "--out", str(tmp_path / "plain"), *TINY, "--steps", "1"]
     assert main(digits) == 0
     assert main(["sample", str(tmp_path / "plain"), "--n", "2", "--steps", "1"]) == 0
 
 
-def test_a_run_that_never_hid_a_label_is_not_asked_without_one(tmp_path, capsys):
+def test_a_run_that_never_hid_a_label_is_not_asked_without_one(tmp_path, fails):
     out = tmp_path / "run"
     assert main(["train", "--out", str(out), *TINY, "--steps", "1", "--label-dropout", "0"]) == 0
     for path in (out, out / "checkpoints" / "step_00000001"):
         for words in (["--guidance", "2"], ["--guidance", "0"], ["--label", "3", "none"]):
-            assert "never saw any: it was trained with label_dropout=0" in fails(capsys, "sample", path, *words)
-    assert "is itself a run" in fails(capsys, "demo", "--out", out)
+            assert "never saw any: it was trained with label_dropout=0" in fails("sample", path, *words)
+    assert "is itself a run" in fails("demo", "--out", out)
     assert main(["sample", str(out), "--n", "2", "--steps", "1", "--label", "3"]) == 0
 
 

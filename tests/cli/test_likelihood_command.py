@@ -18,35 +18,15 @@ from trilemma.nets import build
 from trilemma.process import VP
 from trilemma.train import load_model, save_model
 
-TINY = ["--net", "unet", "--net-options", "widths=[8,8]", "blocks=1", "attention=[]", "--batch", "8"]
 QUICK = ["--n", "4", "--steps", "8"]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", "--out", str(out), *TINY, "--steps", "4", "--sample-every", "0"]) == 0
-    return out
-
-
-def fails(capsys, *words):
-    capsys.readouterr()
-    try:
-        status = main([str(word) for word in words])
-    except SystemExit as stop:
-        status = stop.code
-    assert status == 2
-    err = " ".join(capsys.readouterr().err.replace("│", " ").split())
-    assert "Traceback" not in err
-    return err
-
-
-def test_bits_are_those_of_the_library(trained, tmp_path, capsys):
+def test_bits_are_those_of_the_library(tiny_run, tmp_path, capsys):
     out = tmp_path / "found"
     words = [*QUICK, "--samples", "2", "--tau", "2.5", "--seed", "3", "--batch", "3", "--out", str(out)]
-    assert main(["likelihood", str(trained), *words]) == 0
+    assert main(["likelihood", str(tiny_run), *words]) == 0
     made = json.loads((out / "likelihood.json").read_text())
-    data, (model, _) = load("digits", split="test"), load_model(trained)
+    data, (model, _) = load("digits", split="test"), load_model(tiny_run)
     k = (data.images[:4] * 8 + 8).round().long()
     ours = bits_per_dim(
         model, k, values=17, samples=2, dequantise=TruncatedNormal(2.5), seeds=3, steps=8, trace="orthogonal",
@@ -61,7 +41,7 @@ def test_bits_are_those_of_the_library(trained, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["found"]
 
 
-def test_points_have_a_field(tmp_path, capsys):
+def test_points_have_a_field(tmp_path, fails):
     torch.manual_seed(0)
     model = Preconditioned(build("mlp", features=2, width=16), VP())
     save_model(model, tmp_path / "model", info={"shape": [2]})
@@ -79,14 +59,14 @@ def test_points_have_a_field(tmp_path, capsys):
     with Image.open(out / "field.png") as shown:
         shown.verify()
     np.save(tmp_path / "points.npy", points[:, :1])
-    assert "(N, 2) numbers are needed" in fails(capsys, "likelihood", tmp_path / "model", *words[:2])
-    assert "give them as a .npy file" in fails(capsys, "likelihood", tmp_path / "model")
+    assert "(N, 2) numbers are needed" in fails("likelihood", tmp_path / "model", *words[:2])
+    assert "give them as a .npy file" in fails("likelihood", tmp_path / "model")
 
 
-def test_one_image_has_no_interval(trained, tmp_path, capsys):
+def test_one_image_has_no_interval(tiny_run, tmp_path, capsys):
     """What is not known is null in the record, and said in words; the file is JSON for everybody."""
     out = tmp_path / "found"
-    assert main(["likelihood", str(trained), "--n", "1", "--steps", "8", "--out", str(out)]) == 0
+    assert main(["likelihood", str(tiny_run), "--n", "1", "--steps", "8", "--out", str(out)]) == 0
 
     def strict(constant):
         raise AssertionError(constant)
@@ -97,13 +77,13 @@ def test_one_image_has_no_interval(trained, tmp_path, capsys):
     assert "not known" in capsys.readouterr().out
 
 
-def test_a_device_without_float64_is_refused(trained, monkeypatch, capsys):
+def test_a_device_without_float64_is_refused(tiny_run, monkeypatch, fails):
     monkeypatch.setattr("trilemma.cli.items.pick_device", lambda name: torch.device("cpu" if name == "cpu" else "mps"))
-    assert "has no float64, which likelihoods need; take cpu" in fails(capsys, "likelihood", trained, "--device", "mps")
-    assert open_run(LikelihoodOf(str(trained)), "likelihoods").device.type == "cpu"  # auto
+    assert "has no float64, which likelihoods need; take cpu" in fails("likelihood", tiny_run, "--device", "mps")
+    assert open_run(LikelihoodOf(str(tiny_run)), "likelihoods").device.type == "cpu"  # auto
 
 
-def test_wrong_input_is_one_sentence(trained, tmp_path, capsys):
+def test_wrong_input_is_one_sentence(tiny_run, tmp_path, fails):
     for words, why in (
         (["--guidance", "2"], "not for likelihoods"),
         (["--trace", "exakt"], "did you mean 'exact'"),
@@ -118,8 +98,8 @@ def test_wrong_input_is_one_sentence(trained, tmp_path, capsys):
         (["--device", "gpu9"], "cannot be used here"),
         (["--split", "tset"], "is not 'train', 'test' or 'all'"),
     ):
-        assert why in fails(capsys, "likelihood", trained, *words), words
+        assert why in fails("likelihood", tiny_run, *words), words
     np.save(tmp_path / "x.npy", np.random.default_rng(0).uniform(size=(3, 8, 8)))
     bad = ["--data", tmp_path / "x.npy", "--split", "train", "--label", "none"]
-    assert "no grid of up to 256 values" in fails(capsys, "likelihood", trained, *bad)
-    assert not list(trained.glob("*likelihood*"))  # nothing half written
+    assert "no grid of up to 256 values" in fails("likelihood", tiny_run, *bad)
+    assert not list(tiny_run.glob("*likelihood*"))  # nothing half written

@@ -11,7 +11,7 @@ import torch
 from trilemma.baselines import build_game
 from trilemma.cli import contenders as contending
 from trilemma.cli import jury
-from trilemma.cli.contenders import Contender, title
+from trilemma.cli.contenders import Contender, Run, title
 from trilemma.cli.main import main
 from trilemma.data import load
 from trilemma.data.pixels import to_uint8
@@ -22,12 +22,12 @@ FAST = ["--extractor", "pixels", "--metrics", "precision", "--bits", "0", "--n",
 NAMES = [str(i) for i in range(10)]
 
 
-def gan(folder, seed=0, classes=10, data="digits"):
+def gan(folder, seed=0, classes=10, data="digits", side=8):
     """A run with an untrained GAN."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        game = build_game("gan", shape=(1, 8, 8), classes=classes, widths=(4, 8), latents=8)
-    info = {"shape": [1, 8, 8], "class_names": NAMES[:classes]}
+        game = build_game("gan", shape=(1, side, side), classes=classes, widths=(4, 8), latents=8)
+    info = {"shape": [1, side, side], "class_names": NAMES[:classes]}
     save_model(game, folder / "checkpoints" / "step_00000001", info=info)
     (folder / "config.json").write_text(json.dumps({"data": data}))
     return folder
@@ -139,9 +139,9 @@ def test_a_classifier_is_trained_once(tmp_path, drawn, few, monkeypatch):
     assert "fld" in json.loads((out / "report.json").read_text())["about"]
 
 
-def fake(make, **more):
-    given = {"run": "r", "family": "gan", "name": "fake", "weights": "w", "shape": (1, 8, 8), "classes": 0}
-    return Contender(**given | more, device=torch.device("cpu"), make=make, bits=lambda x, label, seed: None)
+def fake(make):
+    run = Run("r", "fake", "gan", (1, 8, 8), 0, torch.nn.Linear(1, 1))
+    return Contender(run=run, name="fake", weights="w", make=make)
 
 
 def test_the_first_time_and_what_is_done_between_batches_do_not_count(tmp_path, monkeypatch):
@@ -228,6 +228,25 @@ def test_what_cannot_be_compared_is_refused_before_any_work(tmp_path, capsys, mo
         with pytest.raises(SystemExit, match="2"):
             report(out, *words)
         assert why in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_later_runs_are_looked_at_before_the_first_is_tuned(tiny_run, tmp_path, capsys, monkeypatch):
+    def begun(*_):
+        pytest.fail("work was begun")
+
+    monkeypatch.setattr("trilemma.cli.tune.run", begun)
+    monkeypatch.setattr(jury, "make_extractor", begun)
+    out, plans = tmp_path / "out", ["--data", "digits", "--rules", "tuned:5"]
+    broken = gan(tmp_path / "broken")
+    (broken / "checkpoints" / "step_00000001" / "model.safetensors").write_bytes(b"half")
+    for words, why in [
+        ([gan(tmp_path / "wide", side=16), *plans], r"wide makes images of shape \(1, 16, 16\), those of digits"),
+        ([gan(tmp_path / "three", classes=3), *plans], "three knows 3 classes, digits .* has 10"),
+        ([gan(tmp_path / "hidden"), *plans, "tuned:1"], "'tuned:1' cannot be tuned"),
+        ([tmp_path / "missing", *plans], "missing holds no model"),
+        ([broken, *plans], "broken.*model.safetensors"),
+    ]:
+        assert re.search(why, fails(capsys, out, tiny_run, *words)), words
 
 
 def test_samples_that_are_no_numbers_are_named(tmp_path, capsys, monkeypatch):

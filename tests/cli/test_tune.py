@@ -21,21 +21,13 @@ from trilemma.sampling import angular, dpmpp_2m, runge_kutta, sample
 from trilemma.sampling.registry import RK4
 from trilemma.train import load_model
 
-TINY = ["--net", "unet", "--net-options", "widths=[8,8]", "blocks=1", "attention=[]", "--batch", "8"]
 SHAPE = (1, 8, 8)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "tiny"
-    assert main(["train", "--out", str(out), *TINY, "--steps", "4", "--sample-every", "0"]) == 0
-    return out
-
-
 @pytest.fixture
-def run(trained, tmp_path):
+def run(tiny_run, tmp_path):
     """A copy of the run without plans."""
-    return shutil.copytree(trained, tmp_path / "run")
+    return shutil.copytree(tiny_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -53,14 +45,6 @@ def quick(monkeypatch):
 
     monkeypatch.setattr(module, "tune", tune)
     return calls
-
-
-def fails(capsys, *words):
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    return err
 
 
 def drawn(run, *words):
@@ -102,30 +86,30 @@ def test_settings_that_cannot_be(words, why, capsys):
     assert "Traceback" not in err
 
 
-def test_runs_and_plans_that_are_not_there(run, tmp_path, capsys, quick):
-    assert "holds no model" in fails(capsys, "tune", tmp_path / "nothing")
-    assert "unknown class '12'" in fails(capsys, "tune", run, "--label", "12")
+def test_runs_and_plans_that_are_not_there(run, tmp_path, capsys, quick, fails):
+    assert "holds no model" in fails("tune", tmp_path / "nothing")
+    assert "unknown class '12'" in fails("tune", run, "--label", "12")
     assert quick == []
     words = ["sample", run, "--rule", "tuned", "--steps"]
-    err = fails(capsys, *words, "7")
+    err = fails(*words, "7")
     assert "no plan tuned for 7 steps at guidance 1 (steps with a plan: none)" in err
-    assert err.endswith(f"make it with: trilemma tune {run} --steps 7\n")
+    assert err.endswith(f"make it with: trilemma tune {run} --steps 7")
     assert main(["tune", str(run), "--steps", "4,3"]) == 0
     assert main(["tune", str(run), "--steps", "3", "--guidance", "2"]) == 0
     have = "(steps with a plan: 3, 4 at guidance 1; 3 at guidance 2)"
-    assert have in fails(capsys, *words, "7")
-    err = fails(capsys, *words, "4", "--guidance", "2")
+    assert have in fails(*words, "7")
+    err = fails(*words, "4", "--guidance", "2")
     assert have in err
-    assert err.endswith(f"trilemma tune {run} --steps 4 --guidance 2\n")
+    assert err.endswith(f"trilemma tune {run} --steps 4 --guidance 2")
     with pytest.raises(SystemExit, match="2"):
         main([*map(str, words), "4", "--grid", "karras"])
     assert "times of its own" in capsys.readouterr().err
-    assert "did you mean 'tuned'" in fails(capsys, "sample", run, "--rule", "tunde")
+    assert "did you mean 'tuned'" in fails("sample", run, "--rule", "tunde")
     (run / "tuned" / "4.json").write_text('{"steps": 4')
-    assert "4.json cannot be read" in (err := fails(capsys, *words, "4"))
+    assert "4.json cannot be read" in (err := fails(*words, "4"))
     assert "delete it, and tune again" in err
     (run / "tuned" / "4.json").write_text('{"steps": 4}')
-    assert "4.json is not a plan" in fails(capsys, *words, "4")
+    assert "4.json is not a plan" in fails(*words, "4")
 
 
 @pytest.mark.slow
@@ -192,11 +176,11 @@ def test_a_budget_is_tuned_again_for_other_weights_or_on_demand_only(run, quick,
     assert ["other weights" in line for line in lines] == [False, True, True]
 
 
-def test_a_fingerprint_sees_one_bit_and_not_the_order_of_loading(trained):
-    model, _ = load_model(trained)
+def test_a_fingerprint_sees_one_bit_and_not_the_order_of_loading(tiny_run):
+    model, _ = load_model(tiny_run)
     before = fingerprint(model)
-    assert fingerprint(load_model(trained)[0]) == before
-    assert fingerprint(load_model(trained, ema=False)[0]) != before
+    assert fingerprint(load_model(tiny_run)[0]) == before
+    assert fingerprint(load_model(tiny_run, ema=False)[0]) != before
     with torch.no_grad():
         weight = next(model.parameters()).view(-1)
         weight[0] = torch.nextafter(weight[0], torch.tensor(10.0))

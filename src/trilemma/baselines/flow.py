@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .._optional import require
 from ..numerics.noise import Noise
 from ..train.game import Game, Minibatch
-from .pixels import check_levels
+from .pixels import bits_per_dim, check_levels
 
 __all__ = ["NormalizingFlow"]
 
@@ -167,3 +167,11 @@ class NormalizingFlow(Game):
         noise = Noise(seeds, len(x))
         each = torch.stack([self._log_prob(x, label, noise.at(j)).double() for j in range(draws)])
         return each.logsumexp(0) - math.log(draws)
+
+    def bits_per_dim(
+        self, x: Tensor, label: Tensor | None = None, *, draws: int = 32, seeds: int | Sequence[int] = 0
+    ) -> Tensor | None:
+        """By (2) with ``draws`` dequantisations; a density of real data is no likelihood of integers."""
+        if not self.levels:
+            return None
+        return bits_per_dim(self.log_prob(x, label, draws=draws, seeds=seeds), self.shape)

@@ -22,6 +22,7 @@ Sources: Salimans et al. 2017 (arXiv:1701.05517), section 2.1, for (1); Rybkin e
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from ..numerics.noise import Noise
 from ..train.config import parse_entry
 
-__all__ = ["Logistic", "NormalPixels", "Pixels", "check_levels", "pixels"]
+__all__ = ["Logistic", "NormalPixels", "Pixels", "bits_per_dim", "check_levels", "pixels"]
 
 _SHARPEST = 0.1  # of a bin: the least scale of a logistic, where every likelihood of one integer is 1 up to 1 in 150
 
@@ -195,6 +196,15 @@ def pixels(entry: str) -> Pixels:
     raise ValueError(
         f"{entry!r} is not a likelihood of pixels; write logistic:256, logistic:256,5, normal or normal:0.1"
     )
+
+
+def bits_per_dim(nats: Tensor, shape: Sequence[int]) -> Tensor:
+    """A log-likelihood of integers as bits an element: ``-nats / (D log 2)``.
+
+    >>> bits_per_dim(torch.tensor([-8 * 64 * math.log(2)]), (1, 8, 8))
+    tensor([8.])
+    """
+    return -nats / (math.prod(shape) * math.log(2))
 
 
 def check_levels(x: Tensor, levels: int) -> None:

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from ..numerics.noise import Noise
 from ..train.game import Game, Minibatch
 from .hierarchical import Ladder, Level
-from .pixels import NormalPixels, check_levels, pixels
+from .pixels import NormalPixels, bits_per_dim, check_levels, pixels
 
-__all__ = ["VAE", "Bound", "Estimate", "bits_per_dim", "evaluating"]
+__all__ = ["VAE", "Bound", "Estimate", "evaluating"]
 
 _PIXELS = 1000  # the position of the noise of p(x | z), beyond those of the levels
 
@@ -78,15 +78,6 @@ class Estimate:
 
     value: Tensor
     standard_error: Tensor
-
-
-def bits_per_dim(nats: Tensor, shape: Sequence[int]) -> Tensor:
-    """A log-likelihood of integers as bits an element: ``-nats / (D log 2)``.
-
-    >>> bits_per_dim(torch.tensor([-8 * 64 * math.log(2)]), (1, 8, 8))
-    tensor([8.])
-    """
-    return -nats / (math.prod(shape) * math.log(2))
 
 
 @contextmanager
@@ -267,6 +258,14 @@ class VAE(Game):
             return Estimate(value, torch.full_like(value, math.inf))
         relative = torch.exp(log_w - value)  # of mean 1
         return Estimate(value, relative.std(0) / math.sqrt(k))
+
+    def bits_per_dim(
+        self, x: Tensor, label: Tensor | None = None, *, draws: int = 32, seeds: int | Sequence[int] = 0
+    ) -> Tensor | None:
+        """By the importance-weighted bound (2) of ``draws`` draws of z; a normal likelihood is none of integers."""
+        if not self.pixels.levels:
+            return None
+        return bits_per_dim(self.importance_weighted(x, draws, label, seeds=seeds).value, self.shape)
 
     def _log_weight(self, x: Tensor, seen: Sequence[Tensor], label: Tensor | None, noise: Noise) -> Tensor:
         """Logarithm of the weight of one draw, ``(B,)`` float64."""

@@ -34,7 +34,7 @@ from ..nets.layers import conv
 from ..numerics.noise import Noise
 from ..train.game import Game, Minibatch
 from .autoregressive import CodePrior
-from .pixels import NormalPixels, check_levels, pixels
+from .pixels import NormalPixels, bits_per_dim, check_levels, pixels
 from .resnet import Decoder, Encoder, LabelVector
 from .vae import Bound, evaluating
 
@@ -297,6 +297,12 @@ class VQVAE(Game):
             k = self.encode(x)
             log_px = self.pixels.log_prob(self.decode(self.codebook.vectors[k], label), x)
             return Bound(log_px, -self.prior.log_prob(k, label)[:, None])
+
+    def bits_per_dim(
+        self, x: Tensor, label: Tensor | None = None, *, draws: int = 1, seeds: int | Sequence[int] = 0
+    ) -> Tensor | None:
+        """By the bound (3), in which nothing is drawn; a normal likelihood is none of integers."""
+        return bits_per_dim(self.elbo(x, label).elbo.double(), self.shape) if self.pixels.levels else None
 
 
 _likelihood = pixels  # an argument of the model has its name

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,15 +15,15 @@ from ..evaluate.cost import Cost, Meter
 from ..evaluate.reference import tensors_checksum
 from ..numerics.noise import Noise
 from ..sampling import ProgressBar, sample
-from .bits import of_denoiser, of_game
-from .sample import Calls, Sample, fast_numbers
+from ..train.game import Game
+from .sample import Calls, Sample, fast_numbers, way
 
 if TYPE_CHECKING:
     from ..denoise import Preconditioned
-    from ..train.game import Game
+    from ..sampling import Rule
     from .report import Report
 
-__all__ = ["Contender", "Drawn", "contenders", "parse_rule", "title"]
+__all__ = ["Contender", "Drawn", "Run", "contenders", "parse_rule", "read_run", "title"]
 
 _GRIDS = {"ddpm": "uniform", "angular": "angular", "tuned": "angular"}  # the rest steps evenly in log-SNR
 _NAMES = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)", "angular": "default", "tuned": "tuned"}
@@ -51,27 +51,22 @@ class Contender:
     """One way to make samples.
 
     Args:
-        run: folder of the trained model.
-        family: diffusion, gan, vae, ...: what kind of model it is.
+        run: the trained model.
         name: for people.
         weights: a checksum of all that decides the samples but their seeds.
-        shape: of an image.
-        classes: number of labels, 0 for none.
-        device: where it works.
-        bits: from images in model units, labels and a seed to bits per dimension as in `bits`, or ``None``.
         make: from seeds, labels on the device and the title of a progress bar, "" for none, to images and the network
             evaluations each took.
     """
 
-    run: str
-    family: str
+    run: "Run"
     name: str
     weights: str
-    shape: tuple[int, ...]
-    classes: int
-    device: torch.device
     make: Callable[[Tensor, Tensor | None, str], tuple[Tensor, int]]
-    bits: Callable[[Tensor, Tensor | None, int], dict[str, Any] | None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return next(self.run.model.parameters()).device
 
     def draw(self, n: int, labels: Tensor | None, *, seed: int, batch: int, watts: float) -> Drawn:
         """``n`` samples in batches, each metered. What is over soon is done again, and its first time forgotten.
@@ -89,7 +84,7 @@ class Contender:
         def once(title: str) -> tuple[Tensor, int, Cost]:
             made, costs = [], []
             for i, index in enumerate(parts):
-                mine = labels[index].to(self.device) if labels is not None and self.classes else None
+                mine = labels[index].to(self.device) if labels is not None and self.run.classes else None
                 count = f" ({i + 1} of {len(parts)})" if len(parts) > 1 else ""
                 with Meter(self.device, watts=watts) as meter:
                     images, calls = self.make(seeds[index], mine, title and f"{title}{count}")
@@ -111,7 +106,7 @@ def parse_rule(entry: str) -> tuple[str, int]:
     """``name:steps`` as a rule and its number of steps.
 
     Raises:
-        ValueError: no such rule, or no number of steps.
+        ValueError: no such rule, or no number of steps that it can take.
 
     >>> parse_rule("ddim:50")
     ('ddim', 50)
@@ -123,6 +118,8 @@ def parse_rule(entry: str) -> tuple[str, int]:
     lookup("rule", name, dict.fromkeys([*RULES, "tuned"]))
     if not steps.isdecimal() or int(steps) < 1:
         raise ValueError(f"{entry!r} should read rule:steps, as in ddim:50")
+    if name == "tuned" and int(steps) < 2:
+        raise ValueError(f"{entry!r} cannot be tuned: one step is x = D; take at least 2")
     return name, int(steps)
 
 
@@ -137,81 +134,117 @@ def title(run: str, runs: Sequence[str]) -> str:
     return "/".join(parts[-count:])
 
 
-def contenders(run: str, settings: "Report") -> list[Contender]:
-    """Every way to sample a run: by each rule if it holds a denoiser, else the one way it has.
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A trained run, read and found fit to be sampled as is asked for.
 
     Args:
-        run: folder of a trained model of any family.
-        settings: ``runs``, ``rules``, ``guidance`` and ``device``; a tuned plan that is missing or stale is tuned first.
+        path: its folder.
+        title: for people.
+        family: diffusion, gan, vae, ...
+        shape: of an image.
+        classes: number of labels, 0 for none.
+        model: on the device where it works.
+    """
+
+    path: str
+    title: str
+    family: str
+    shape: tuple[int, ...]
+    classes: int
+    model: "Preconditioned | Game"
+
+
+def read_run(path: str, settings: "Report") -> Run:
+    """Read a run, and find all that keeps it from being sampled by the rules; nothing is tuned or drawn.
+
+    Args:
+        path: folder of a trained model of any family.
+        settings: ``runs``, ``rules``, ``guidance`` and ``device``.
 
     Raises:
         ValueError: the run, a rule or the device cannot be used.
         FileNotFoundError: there is no such run.
     """
-    from ..baselines import load_game
+    from ..baselines import family, load_game
     from ..train import load_model
-    from ..train.checkpoint import read_model
     from .sample import pick_device, refuse_unlabelled
 
-    device = pick_device(settings.device)
-    name = title(run, settings.runs)
-    if "game" in read_model(run)[0]:
-        return [_game(run, name, load_game(run)[0], device)]
-    model, info = load_model(run)
+    device, name, kind = pick_device(settings.device), title(path, settings.runs), family(path)
+    if kind != "diffusion":
+        game = load_game(path)[0].to(device)
+        return Run(path, name, kind, game.shape, game.classes, game)
+    model, info = load_model(path)
+    if "shape" not in info:
+        raise ValueError(f"{path} does not say the shape of its images, so it was not trained by this program")
+    classes = len(info["class_names"]) if "label" in model.cond_keys else 0
     if settings.guidance != 1:
+        if not classes:
+            raise ValueError(f"guidance={settings.guidance:g} needs labels, and {path} knows none")
         refuse_unlabelled(info)
-    model = model.to(device)
-    return [_denoiser(run, name, model, info, *parse_rule(rule), settings.guidance) for rule in settings.rules]
+    for rule, steps in map(parse_rule, settings.rules):
+        if rule != "tuned":
+            _way(path, model, rule, steps, settings.guidance)
+    return Run(path, name, kind, tuple(info["shape"]), classes, model.to(device))
 
 
-def _denoiser(
-    run: str, name: str, model: "Preconditioned", info: dict[str, Any], rule: str, steps: int, guidance: float
-) -> Contender:
+def contenders(run: Run, settings: "Report") -> list[Contender]:
+    """Every way to sample a run: by each rule if it holds a denoiser, else the one way it has.
+
+    Args:
+        run: see `read_run`.
+        settings: ``rules`` and ``guidance``; a tuned plan that is missing or stale is tuned first.
+    """
+    if isinstance(run.model, Game):
+        return [_game(run, run.model)]
+    return [_denoiser(run, run.model, *parse_rule(rule), settings.guidance) for rule in settings.rules]
+
+
+def _way(path: str, model: "Preconditioned", rule: str, steps: int, guidance: float) -> "tuple[Tensor, Rule]":
+    """The times and the rule."""
+    return way(Sample(path, rule=rule, steps=steps, grid=_GRIDS.get(rule, "log_snr"), guidance=guidance), model)
+
+
+def _denoiser(run: Run, model: "Preconditioned", rule: str, steps: int, guidance: float) -> Contender:
     from ..denoise import CFG
-    from .sample import way
     from .tuned import fingerprint, load_plan
 
     how = rule
     if rule == "tuned":
-        _tuned(run, model, steps, guidance)
-        how = load_plan(run, steps, guidance)[0].to_json()
-    grid, bound = way(Sample(run, rule=rule, steps=steps, grid=_GRIDS.get(rule, "log_snr"), guidance=guidance), model)
+        _tuned(run.path, model, steps, guidance)
+        how = load_plan(run.path, steps, guidance)[0].to_json()
+    grid, bound = _way(run.path, model, rule, steps, guidance)
     denoiser, device = model if guidance == 1 else CFG(model, guidance), next(model.parameters()).device
 
     def make(seeds: Tensor, labels: Tensor | None, title: str) -> tuple[Tensor, int]:
         counter = Calls(model.net)
         cond = {} if labels is None else {"label": labels}
         with fast_numbers(device), ProgressBar(title) if title else nullcontext() as bar:
-            x = sample(denoiser, (len(seeds), *info["shape"]), grid, bound, seeds=seeds, cond=cond, hook=bar)
+            x = sample(denoiser, (len(seeds), *run.shape), grid, bound, seeds=seeds, cond=cond, hook=bar)
         return x, counter.stop()
 
     guided = "" if guidance == 1 else f", guidance {guidance:g}"
     return Contender(
         run=run,
-        family="diffusion",
-        name=f"{name}: {_NAMES.get(rule, rule)} {steps}{guided}",
+        name=f"{run.title}: {_NAMES.get(rule, rule)} {steps}{guided}",
         weights=f"{fingerprint(model)} {how} {guidance:g} {grid.tolist()}",
-        shape=tuple(info["shape"]),
-        classes=len(info["class_names"]) if "label" in model.cond_keys else 0,
-        device=device,
         make=make,
-        bits=lambda x, label, seed: of_denoiser(model, x, label, seed=seed),
     )
 
 
-def _tuned(run: str, model: "Preconditioned", steps: int, guidance: float) -> None:
+def _tuned(path: str, model: "Preconditioned", steps: int, guidance: float) -> None:
     """See to it that the run has a plan of that many steps for these weights."""
     from .tune import Tune
     from .tune import run as tune
     from .tuned import read, stale
 
-    mine = [r for r in read(run) if (r["steps"], r["guidance"]) == (steps, guidance) and not stale(r, model)]
+    mine = [r for r in read(path) if (r["steps"], r["guidance"]) == (steps, guidance) and not stale(r, model)]
     if not mine:
-        tune(Tune(run, steps=(steps,), guidance=guidance, device=str(next(model.parameters()).device)))
+        tune(Tune(path, steps=(steps,), guidance=guidance, device=str(next(model.parameters()).device)))
 
 
-def _game(run: str, name: str, game: "Game", device: torch.device) -> Contender:
-    game = game.to(device)
+def _game(run: Run, game: Game) -> Contender:
+    device = next(game.parameters()).device
 
     def make(seeds: Tensor, labels: Tensor | None, title: str) -> tuple[Tensor, int]:
         with fast_numbers(device):
@@ -219,12 +252,7 @@ def _game(run: str, name: str, game: "Game", device: torch.device) -> Contender:
 
     return Contender(
         run=run,
-        family=game.family,
-        name=name,
+        name=run.title,
         weights=f"{game.family} {game.config} {tensors_checksum(game.state_dict())}",
-        shape=game.shape,
-        classes=game.classes,
-        device=device,
         make=make,
-        bits=lambda x, label, seed: of_game(game, x, label, seed=seed),
     )

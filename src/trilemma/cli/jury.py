@@ -10,8 +10,7 @@ import math
 import re
 import sys
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import DataSet, load
 from ..evaluate import DEFAULT, METRICS, Reading, Stamp, measure
+from ..evaluate.estimate import of_mean
 from ..evaluate.extractors import Subject, make_extractor, save_classifier, train_on
 from ..evaluate.features import Extractor, to_bytes, to_units
 from ..evaluate.reference import images_checksum, tensors_checksum
 from ..evaluate.rows import nearest
 from ..train.checkpoint import CorruptError, read_json, write_file
-from .contenders import Contender
+from .bits import bits_per_dim
+from .contenders import Contender, Run
+from .real import Real
 from .report import Report, machine
 from .sample import pick_device
-from .train import DataOptions, load_data
 
-__all__ = ["SHOWN", "Jury", "Real", "kept_samples", "real_images", "slug"]
+__all__ = ["SHOWN", "Jury", "kept_samples", "slug"]
 
 SHOWN = 100  # samples of each kind that are shown
-_MOST = 2000  # samples of each, where nothing is said
 _COPIES = 512  # samples whose nearest training images are looked for
 
 
@@ -45,80 +44,6 @@ def slug(name: str) -> str:
     'digits-dpm-solver-2m-10'
     """
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-
-
-@dataclass(frozen=True, eq=False)
-class Real:
-    """Real images.
-
-    Args:
-        train: what samples are measured against.
-        unseen: those that stand for perfect samples.
-        origin: where ``unseen`` come from, for people.
-        fresh: whether no run was trained on ``unseen``, as far as is known.
-    """
-
-    train: DataSet
-    unseen: DataSet
-    origin: str
-    fresh: bool
-
-
-def real_images(settings: Report) -> Real:
-    """The real images of a report.
-
-    Raises:
-        ValueError: the runs do not say what they were trained on, or were trained on different data; more samples are asked for
-            than there are unseen images; or these are the training images.
-    """
-    options = DataOptions(data=settings.data) if settings.data else _trained_on(settings.runs)
-    train, fresh = load_data(options), True
-    if settings.held_out:
-        unseen, origin = load_data(replace(options, data=settings.held_out)), settings.held_out
-    else:
-        try:
-            given = {name: value for name, value in asdict(options).items() if name not in ("data", "on_error")}
-            unseen, origin = load(options.data, split="test", on_error=options.on_error, **given), "test split"
-        except ValueError as error:
-            if "split" not in str(error):
-                raise
-            train, unseen = train.split(0.5, seed=settings.seed)
-            origin, fresh = "a half of the training images, which the runs have seen; name others by --held-out", False
-            print(f"{options.data} has no test split, so real images are compared with {origin}", file=sys.stderr)
-    if unseen.shape != train.shape:
-        raise ValueError(f"held-out images are {unseen.shape}, the others {train.shape}; give images of one size")
-    n = min(len(unseen), _MOST) if settings.n is None else settings.n
-    if n > len(unseen):
-        raise ValueError(
-            f"n={n} samples cannot be held against {len(unseen)} unseen images, since distances depend on the number; "
-            f"take --n {len(unseen)} at most, or name more images by --held-out"
-        )
-    if images_checksum([to_bytes(unseen.images)]) == images_checksum([to_bytes(train.images)]):
-        raise ValueError(f"{origin} and the training images are the same images; name others by --held-out")
-    return Real(train, unseen.subset(slice(0, n)), f"{origin}, {n} images", fresh)
-
-
-def _trained_on(runs: Sequence[str]) -> DataOptions:
-    """What all runs were trained on."""
-    from .config import from_flat, read_yaml
-
-    found: dict[str, DataOptions] = {}
-    for run in runs:
-        written = Path(run) / "config.json"
-        values = read_yaml(str(written)) if written.exists() else {}
-        if "data" in values:
-            known = {field: value for field, value in values.items() if field in asdict(DataOptions())}
-            found[run] = from_flat(DataOptions, known, source=str(written))
-    if not found:
-        raise ValueError(f"{runs[0]} does not say what it was trained on; name the images by --data")
-    first = next(iter(found))
-    for run, options in found.items():
-        if options != found[first]:
-            raise ValueError(
-                f"{first} was trained on {found[first].data} and {run} on {options.data}, or on other settings of it; "
-                "name the images to compare them on by --data"
-            )
-    return found[first]
 
 
 class Jury:
@@ -187,7 +112,7 @@ class Jury:
         settings, n = self.settings, len(self.unseen)
         figures, samples = (self.rows / f"{slug(entrant.name)}{ending}" for ending in (".json", ".npz"))
         key = _key(
-            entrant.run,
+            entrant.run.path,
             entrant.weights,
             machine(str(entrant.device)),
             self.stamp,
@@ -200,7 +125,7 @@ class Jury:
         )
         row = _kept(figures, samples, key)
         if row is None:
-            labels = None if self.unseen.labels is None or not entrant.classes else self.unseen.labels
+            labels = None if self.unseen.labels is None or not entrant.run.classes else self.unseen.labels
             drawn = entrant.draw(n, labels, seed=settings.seed, batch=settings.batch, watts=settings.watts)
             if not bool(drawn.images.isfinite().all()):
                 raise ValueError(f"{entrant.name} makes samples with a NaN or infinity; leave it out")
@@ -210,14 +135,14 @@ class Jury:
             row = {
                 "key": key,
                 "name": entrant.name,
-                "run": entrant.run,
-                "family": entrant.family,
+                "run": entrant.run.path,
+                "family": entrant.run.family,
                 "n": n,
                 "calls": drawn.calls,
                 **asdict(drawn.cost),
                 "metrics": found,
                 "copies": float(distance.median()),
-                "bits_per_dim": self._bits(entrant),
+                "bits_per_dim": self._bits(entrant.run),
             }
             part = samples.with_name(f".{samples.stem}.part.npz")
             np.savez_compressed(part, images=images.numpy(), nearest=nearby.numpy())
@@ -250,20 +175,24 @@ class Jury:
             for name, e in found.items()
         }
 
-    def _bits(self, entrant: Contender) -> dict[str, Any] | None:
-        """Bits per dimension of unseen images, once for all rules of a run."""
+    def _bits(self, run: Run) -> dict[str, Any] | None:
+        """Bits per dimension of unseen images with their interval over the images, once for all rules of a run."""
         count, labels = self.settings.bits, self.unseen.labels
         if count == 0 or not self.fresh:
             return None
-        if entrant.run not in self._known:
+        if run.path not in self._known:
             x = self.unseen.model_units(slice(0, count))
-            mine = labels[:count] if labels is not None and entrant.classes else None
+            mine = labels[:count] if labels is not None and run.classes else None
+            self._known[run.path] = None
             try:
-                self._known[entrant.run] = entrant.bits(x, mine, self.settings.seed)
+                bits = bits_per_dim(run.model, x, mine, seed=self.settings.seed)
             except ValueError as error:
-                print(f"no likelihood of {entrant.run}: {error}", file=sys.stderr)
-                self._known[entrant.run] = None
-        return self._known[entrant.run]
+                print(f"no likelihood of {run.path}: {error}", file=sys.stderr)
+            else:
+                if bits is not None:
+                    e = of_mean(bits)
+                    self._known[run.path] = {"value": e.value, "low": e.low, "high": e.high, "text": str(e)}
+        return self._known[run.path]
 
     def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Distance by pixel of the first images to the nearest training image, and which one that is."""

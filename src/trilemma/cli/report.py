@@ -119,23 +119,29 @@ def compare(settings: Report, *, command: str = "") -> Compared:
         FileNotFoundError: a run or the data are not there.
     """
     from ..evaluate import METRICS
-    from .contenders import contenders
+    from .contenders import contenders, read_run
     from .findings import joules, seconds
-    from .jury import SHOWN, Jury, real_images
+    from .jury import SHOWN, Jury
+    from .real import real_images
 
     settings = _checked(settings)
+    opened = [read_run(path, settings) for path in settings.runs]
     real = real_images(settings)
     train, unseen = real.train, real.unseen
-    entrants = [entrant for path in settings.runs for entrant in contenders(path, settings)]
+    for one in opened:
+        if one.shape != train.shape:
+            raise ValueError(
+                f"{one.path} makes images of shape {one.shape}, those of {train.source} are {train.shape}: a report compares "
+                "models of the same images; leave it out, or name its images by --data"
+            )
+        if one.classes not in (0, train.classes):
+            raise ValueError(
+                f"{one.path} knows {one.classes} classes, {train.source} has {train.classes}: a report compares models of the "
+                "same images; leave it out, or name its images by --data"
+            )
+    entrants = [entrant for one in opened for entrant in contenders(one, settings)]  # which may tune
     if not entrants:
         raise ValueError("there is no way to sample left; name some by --rules, as in --rules ddim:50")
-    for entrant in entrants:
-        if entrant.shape != train.shape:
-            raise ValueError(
-                f"{entrant.run} makes images of shape {entrant.shape}, the real ones are {train.shape}; name others by --data"
-            )
-        if entrant.classes not in (0, train.classes):
-            raise ValueError(f"{entrant.run} knows {entrant.classes} classes, the real images have {train.classes}")
     jury = Jury(settings, real)
     print(f"  {'real unseen images':34s} {_figures(jury.floor)}")
     rows, pictures = [], {"real": unseen.model_units(slice(0, SHOWN))}
@@ -162,7 +168,6 @@ def compare(settings: Report, *, command: str = "") -> Compared:
 
 def _checked(settings: Report) -> Report:
     """The settings, after all that can be found wrong at once."""
-    from ..baselines import family
     from ..evaluate.extractors import EXTRACTORS
     from .contenders import parse_rule
     from .evaluate import metric_names, require_folder
@@ -173,8 +178,6 @@ def _checked(settings: Report) -> Report:
     for entry in settings.rules:
         parse_rule(entry)
     lookup("extractor", settings.extractor, dict.fromkeys([*EXTRACTORS, "auto"]))
-    for path in settings.runs:
-        family(path)
     require_folder(Path(settings.out))
     return settings
 

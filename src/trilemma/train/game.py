@@ -123,6 +123,25 @@ class Game(nn.Module, ABC):
         """Go on from `memory`."""
         return
 
+    def bits_per_dim(
+        self, x: Tensor, label: Tensor | None = None, *, draws: int = 32, seeds: int | Sequence[int] = 0
+    ) -> Tensor | None:
+        """Bits per dimension of images at levels of integers: the least upper bound that the model offers.
+
+        Args:
+            x: ``(B, C, H, W)`` in model units, on the device of the weights.
+            label: classes ``(B,)``, -1 for none.
+            draws: of the bound's random numbers, averaged as weights, where it has some.
+            seeds: one integer for all or one per item.
+
+        Returns:
+            ``(B,)`` float64, or ``None`` for a model that has no likelihood of integers, as a GAN.
+
+        Raises:
+            ValueError: items of another shape, or at no level of the model.
+        """
+        return None
+
     @torch.no_grad()
     def sample(self, n: int, *, seeds: int | Sequence[int] | Tensor = 0, label: Tensor | None = None) -> Tensor:
         """Draw samples.
