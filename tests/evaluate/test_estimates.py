@@ -24,7 +24,8 @@ def test_quantiles_are_those_of_student():
 def test_figures_print_to_the_digit_that_is_known():
     assert str(Estimate(12.31, 11.86, 12.79, 9, "m")) == "12.3 [11.9, 12.8]"
     assert str(Estimate(1234.5, 1100.0, 1300.0, 9, "m")) == "1234 [1100, 1300]"
-    assert str(Estimate(0.00123, 0.0011, 0.0014, 9, "m")) == "0.0012 [0.0011, 0.0014]"
+    assert str(Estimate(0.00123, 0.0011, 0.0014, 9, "m")) == "0.00123 [0.00110, 0.00140]"
+    assert str(Estimate(0.468, 0.36, 0.58, 9, "m")) == "0.47 [0.36, 0.58]"
     assert str(Estimate(5.0, 5.0, 5.0, 9, "m")) == "5.0000 [5.0000, 5.0000]"
     assert str(Estimate(3.0, 1.0, 2.0, 9, "m")).endswith("at large N]")
     with pytest.raises(ValueError, match="none"):

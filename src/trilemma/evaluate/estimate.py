@@ -84,7 +84,8 @@ class Estimate:
 
     def __str__(self) -> str:
         half = (self.high - self.low) / 2
-        digits = -math.floor(math.log10(half)) if 0 < half < math.inf else 4
+        # half a width is shown to one digit, or to two where the first is small and one would round too much away
+        digits = -math.floor(math.log10(half / 3.5)) if 0 < half < math.inf else 4
         form = f".{max(0, digits)}f" if digits <= 6 else ".3g"
         beside = "" if self.low <= self.value <= self.high else " at large N"
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}{beside}]"
@@ -138,7 +139,7 @@ def of_variance(
         note: see `Estimate`.
 
     >>> print(of_variance(1.0, 0.01, n=10, method="known variance"))
-    1.0 [0.8, 1.2]
+    1.00 [0.80, 1.20]
     """
     middle = value if centre is None else centre
     half = quantile(confidence, degrees) * math.sqrt(max(0.0, variance))
@@ -158,7 +159,7 @@ def of_mean(values: Tensor, *, confidence: float = 0.95, method: str = "t interv
         ValueError: fewer than two values, or one that is not finite.
 
     >>> print(of_mean(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])))
-    3 [1, 5]
+    3.0 [1.0, 5.0]
     """
     if values.ndim != 1 or len(values) < 2 or not bool(values.isfinite().all()):
         raise ValueError(f"an interval needs at least two finite values in one row; got {tuple(values.shape)}")
@@ -287,7 +288,7 @@ def compare(a: Estimate, b: Estimate) -> Estimate:
     >>> stamp = Stamp("pixels", "00", "digits", "11", "none", 100, 0)
     >>> first = Estimate(3.0, 2.0, 4.0, 100, "m", stamp=stamp)
     >>> print(compare(first, Estimate(1.0, 0.0, 2.0, 100, "m", stamp=stamp)))
-    2 [1, 3]
+    2.0 [0.6, 3.4]
     """
     if a.metric != b.metric or a.confidence != b.confidence:
         what = f"{a.metric or 'unnamed'} at {a.confidence:.0%} and {b.metric or 'unnamed'} at {b.confidence:.0%}"
