@@ -8,6 +8,7 @@ Sections, all or those named by ``--only``:
     calls     forward passes for a mean error of 1e-3 bits/dim with the exact trace
     probes    noise of one item with one vector-Jacobian product an evaluation
     coverage  how often the stated standard error covers the truth
+    bounds    the variational bound of exact denoisers against their densities; what a control variate is worth on a network
     time      a network on digits: seconds for equal standard error
     digits    bits/dim of VP, SubVP and Flow on digits, three seeds each
     mnist     the same on MNIST, with ``--mnist FILE`` (an npz with train_images and test_images); an hour of one core
@@ -34,9 +35,9 @@ from torch import Tensor, nn
 import common
 from problems import F64, Flat, Mixture, _gmm2, _gmm64, _image, problem
 from trilemma.data.digits import digits
-from trilemma.denoise import Denoiser, Preconditioned
+from trilemma.denoise import Covariances, Denoiser, Preconditioned
 from trilemma.denoise.denoiser import Rescheduled
-from trilemma.likelihood import Likelihood, log_likelihood
+from trilemma.likelihood import Control, Likelihood, elbo, fit_schedule, log_likelihood
 from trilemma.likelihood.bits import bits_per_dim
 from trilemma.nets import build
 from trilemma.numerics.noise import Noise
@@ -216,6 +217,51 @@ def section_coverage() -> list[str]:
     return ["## The stated standard error, 500 repetitions of one item of gmm64", "", *common.table(head, rows)]
 
 
+def section_bounds(cache: Path) -> list[str]:
+    """The exact denoisers: for the items of a component, its Gaussian as control and a schedule fitted to what is left."""
+    from trilemma.data.digits import digits
+
+    rows = []
+    for name, items, samples in (("gmm2", 128, 2**14), ("gmm64", 64, 2**16), ("image", 16, 2**14)):
+        case, seen = Case(name, items), Case(name, 512, seed=6)
+        model, general = case.law.on(VP()), case.law.on(VP()).general()
+        law = general.covariances
+        own, theirs = (one.law.mixing(one.x, torch.zeros((), dtype=F64))[0].argmax(1) for one in (case, seen))
+        gap, error = torch.zeros(2, items, dtype=F64)
+        began = time.process_time()
+        for k in own.unique():
+            one = Covariances(
+                law.values[k, None], None if law.basis is None else law.basis[k, None], law.floor[k, None]
+            )
+            control = Control(case.law.means[k], one)
+            schedule = fit_schedule(model, seen.x[theirs == k], control=control, batch=4096)
+            at = (own == k).nonzero()[:, 0]
+            for part in at.split(4):
+                bound = elbo(
+                    model, case.x[part], samples=samples, control=control, schedule=schedule, seeds=part, batch=4096,
+                    prior=lambda x_1, law=general: law.log_prob(x_1.flatten(1), 1.0),
+                )  # fmt: skip
+                gap[part], error[part] = bound.log_prob - case.truth[part], bound.stderr
+        seconds = time.process_time() - began
+        mean, stderr = float(gap.mean()), float(error.square().sum().sqrt()) / items
+        rows.append([name, items, samples, f"{mean:+.4f}", f"{stderr:.4f}", f"{seconds:.0f}"])
+        print("bounds", *rows[-1], flush=True)
+    head = ["data", "items", "draws an item", "mean bound less log-density, nats", "standard error", "CPU seconds"]
+    lines = ["## The variational bound of exact denoisers", "", *common.table(head, rows)]
+    model, x, own = problem("digits", cache).model, digits("test").images[:64], digits("train").images
+    x, own = (one + (Noise(0, len(one)).uniform(one.shape) - 0.5) / 8 for one in (x, own))
+    bounds = {
+        "none given": elbo(model, x, batch=4096),
+        "Control.fit": elbo(model, x, control=Control.fit(own), batch=4096),
+    }
+    rows = []
+    for label, bound in bounds.items():
+        rows.append([label, f"{float(bound.log_prob.mean()):.3f}", f"{float(bound.stderr.square().mean().sqrt()):.3f}"])
+        print("bounds", *rows[-1], flush=True)
+    note = "The digits network on images with uniform noise in their bins, 64 draws an image."
+    return [*lines, note, "", *common.table(["control", "mean bound, nats", "standard error of an image"], rows)]
+
+
 def section_time(cache: Path) -> list[str]:
     """The digits network of the solver benchmark, one thread: noise of one probe and seconds of both."""
     model = problem("digits", cache).model
@@ -344,7 +390,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
 def main() -> None:
     """Run the sections and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("exact", "calls", "probes", "coverage", "time", "digits", "mnist")
+    names = ("exact", "calls", "probes", "coverage", "bounds", "time", "digits", "mnist")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--cache", type=Path, default=common.ROOT / "runs" / "solvers", help="where networks are kept")
     parser.add_argument("--updates", type=int, default=3000, help="of the networks of the digits; MNIST: half")
@@ -364,6 +410,7 @@ def main() -> None:
         "calls": lambda: section_calls(curves),
         "probes": section_probes,
         "coverage": section_coverage,
+        "bounds": lambda: section_bounds(given.cache),
         "time": lambda: section_time(given.cache),
         "digits": lambda: section_learned("digits", small),
         "mnist": lambda: section_learned("mnist", large, given.mnist),

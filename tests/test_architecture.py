@@ -39,7 +39,7 @@ ORDER = {
     "process": "gaussian named betas learned tokens grid registry times",
     "denoise": "posterior targets denoiser variance exact guidance",
     "likelihood": (
-        "probes field later prior solve flow posterior dequantise bits variational terms bound schedule encode interpolate "
+        "probes field later prior solve flow posterior dequantise bits variational terms control bound steps schedule encode interpolate "
         "anomaly"
     ),
     "health": "probe identity samples compare rules check course",

@@ -6,7 +6,7 @@ from torch import nn
 
 from oracles import F64, scalar
 from trilemma.denoise import LearnedVariance
-from trilemma.likelihood.bound import discrete_bound
+from trilemma.likelihood import discrete_bound
 from trilemma.nets import MLP
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Cosine, Flow

@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from oracles import F64, Mixture, scalar
-from trilemma.denoise import Covariances, Denoiser, FiniteDenoiser, Gaussian, GaussianDenoiser, Rescheduled
-from trilemma.likelihood.bound import discrete_bound, elbo, eps_error
+from trilemma.denoise import (
+    Covariances,
+    Denoiser,
+    FiniteDenoiser,
+    Gaussian,
+    GaussianDenoiser,
+    Preconditioned,
+    Rescheduled,
+)
+from trilemma.likelihood import Control, discrete_bound, elbo
+from trilemma.likelihood.bound import eps_error
 from trilemma.likelihood.terms import bin_nll, softmax_nll
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VE, VP, Cosine, Flow, Learned, SubVP
@@ -27,25 +36,28 @@ def gaussian(process, *variances):
 def test_white_data_are_known_without_any_draw(process):
     """Data N(0, I): the denoiser is the one that is subtracted, so one lattice of eight draws gives the density."""
     x = torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 3.0]], dtype=F64)
-    bound = elbo(gaussian(process, 1.0, 1.0, 1.0), x, samples=8)
+    bound = elbo(gaussian(process, 1.0, 1.0, 1.0), x, samples=8, control=Control.isotropic(1.0, 3))
     exact = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
     torch.testing.assert_close(bound.log_prob, exact, rtol=0, atol=2e-4)
     assert float(bound.diffusion.stderr.max()) < 1e-9
 
 
 def test_a_wrapped_model_still_says_the_scale_of_its_data():
-    """Data N(0, 1/4) of a model that knows it, on another process: the difference to its own Gaussian is 0."""
-    model, x = gaussian(Flow(), 0.25, 0.25), torch.tensor([[0.3, -0.2]], dtype=F64)
-    model.sigma_data = 0.5
-    assert float(elbo(Rescheduled(model, VP()), x, samples=8).diffusion.stderr) < 1e-6
+    """An untrained network in EDM's preconditioning is the denoiser of N(0, sigma_data^2); so on another process, too."""
+    model = Preconditioned(lambda x, c_time: torch.zeros_like(x), Flow(), "edm", sigma_data=0.3)
+    bound = elbo(Rescheduled(model, VP()), torch.tensor([[0.3, -0.2]], dtype=F64), samples=8)
+    assert float(bound.diffusion.stderr) < 1e-6
+    exact = torch.distributions.Normal(0.0, 0.3).log_prob(torch.tensor([0.3, -0.2])).sum()
+    assert abs(float(bound.log_prob - exact)) < 2e-3  # the ends
 
 
 @pytest.mark.parametrize("process", [VP(), Flow()], ids=["VP", "Flow"])
 @pytest.mark.parametrize("high", [14.0, 8.0])
 def test_ends_leave_out_no_more_than_stated(process, high):
     """The end at the data costs O(e^-2b): variance 0.25 has precision 4, and 4 e^-8 would show, its square does not."""
-    model = gaussian(process, 0.25, 0.25)
-    model.sigma_data = 0.5  # what networks say: now the difference is 0, and only the ends are left
+    model = gaussian(
+        process, 0.25, 0.25
+    )  # sigma_data is 0.5 by default: the difference is 0, and only the ends are left
     x = torch.tensor([[0.3, -0.2]], dtype=F64)
     bound = elbo(model, x, samples=8, ends=(-9.9, high))
     exact = torch.distributions.Normal(0.0, 0.5).log_prob(x[0]).sum()

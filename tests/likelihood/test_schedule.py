@@ -97,7 +97,7 @@ def test_the_fitted_density_is_the_root_of_the_second_moment():
     """Data N(0, s^2) in one coordinate: eps - eps_hat is Gaussian of variance v = q at every level, so E f^2 = 3 q^2."""
     model = GaussianDenoiser(VP(), torch.zeros(1), Covariances.diagonal(torch.tensor([[0.5]])))
     x = model.draw(Noise(0, 4000))[0]
-    fitted = fit_schedule(model, x, ends=(-8.0, 8.0), levels=9, samples=4, batch=8192)
+    fitted = fit_schedule(model, x, of="loss", ends=(-8.0, 8.0), levels=9, samples=4, batch=8192)
     level = torch.tensor(fitted.knots, dtype=F64)
     q = torch.sigmoid(level + torch.tensor(0.5, dtype=F64).log())
     expected = (q / q.max()).clamp(min=0.02)
@@ -141,7 +141,7 @@ def test_a_fitted_schedule_halves_the_variance_on_held_out_digits(digits):
 def test_a_schedule_of_discrete_data_spends_its_time_where_they_are_told_apart():
     model = FiniteDenoiser(VP(), torch.tensor([[-1.0], [1.0]], dtype=F64))
     x = torch.tensor([[-1.0], [1.0]], dtype=F64).repeat(100, 1)
-    fitted = fit_schedule(model, x, ends=(-9.9, 10.0), samples=8, batch=8192)
+    fitted = fit_schedule(model, x, of="loss", ends=(-9.9, 10.0), samples=8, batch=8192)
     plain, mean, error = variance(model, x, None, -9.9, 10.0, 3)
     better, same, other = variance(model, x, fitted, -9.9, 10.0, 4)
     assert abs(mean - same) < 4 * (error**2 + other**2) ** 0.5
@@ -170,7 +170,7 @@ def test_what_cannot_be_fitted_is_refused():
         fit_schedule(model, torch.zeros(4, 1), levels=1)
     perfect = FiniteDenoiser(Flow(), torch.zeros(1, 1))
     with pytest.raises(ValueError, match="no error at any level"):
-        fit_schedule(perfect, torch.zeros(4, 1))
+        fit_schedule(perfect, torch.zeros(4, 1), of="loss")
 
 
 @pytest.mark.parametrize("process", [VP(), SubVP(), EDM(5.0), Flow()], ids=lambda p: type(p).__name__)

@@ -6,9 +6,8 @@ from .anomaly import likelihood_scores as likelihood_scores
 from .bits import BitsPerDim as BitsPerDim
 from .bits import best_level as best_level
 from .bits import bits_per_dim as bits_per_dim
-from .bound import Bound as Bound
-from .bound import discrete_bound as discrete_bound
 from .bound import elbo as elbo
+from .control import Control as Control
 from .dequantise import TruncatedNormal as TruncatedNormal
 from .dequantise import Uniform as Uniform
 from .encode import Latent as Latent
@@ -22,6 +21,9 @@ from .interpolate import slerp as slerp
 from .posterior import ClassPosterior as ClassPosterior
 from .posterior import class_posterior as class_posterior
 from .schedule import fit_schedule as fit_schedule
+from .steps import StepBound as StepBound
+from .steps import discrete_bound as discrete_bound
+from .terms import Bound as Bound
 from .variational import Variational as Variational
 from .variational import train_dequantiser as train_dequantiser
 
@@ -29,9 +31,11 @@ __all__ = [
     "BitsPerDim",
     "Bound",
     "ClassPosterior",
+    "Control",
     "ErrorProfile",
     "Latent",
     "Likelihood",
+    "StepBound",
     "TruncatedNormal",
     "Uniform",
     "Variational",

@@ -1,4 +1,4 @@
-"""The terms of a variational bound on log p(x) at its two ends, and what a term is.
+"""The terms of a variational bound on log p(x) at its two ends, and what a term and a bound are.
 
 For x_t = alpha x + sigma eps, SNR = alpha^2 / sigma^2, l = log SNR, and d elements,
 
@@ -16,7 +16,7 @@ Sources: Kingma et al. 2021 (arXiv:2107.00630), appendix G, for (3); Ho et al. 2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +27,11 @@ from ..denoise.exact import MixtureDenoiser
 from ..numerics.noise import Noise
 from ..process.gaussian import GaussianProcess
 
-__all__ = ["Term", "bin_nll", "bin_of", "gaussian_nll", "prior_term", "softmax_nll"]
+__all__ = ["Bound", "Term", "bin_nll", "bin_of", "gaussian_nll", "prior_term", "softmax_nll"]
 
 Prior = Callable[[Tensor], Tensor]
+Seeds = int | Sequence[int] | Tensor | torch.Generator
+Cond = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,34 @@ class Term:
         n = len(draws)
         error = draws.std(0) / math.sqrt(n) if n > 1 else torch.full_like(draws[0], torch.nan)
         return cls(draws.mean(0), error)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A lower bound on log p(x), shape ``(B,)``, in nats: minus the sum of its terms.
+
+    Args:
+        prior: what the noise at the first end costs.
+        diffusion: the integral, or the sum over the steps.
+        reconstruction: what is left to say at the last end.
+        calls: of the denoiser, for each item.
+    """
+
+    prior: Term
+    diffusion: Term
+    reconstruction: Term
+    calls: int
+
+    @property
+    def log_prob(self) -> Tensor:
+        """The bound; of the density, or of the probability for data on values."""
+        return -(self.prior.value + self.diffusion.value + self.reconstruction.value)
+
+    @property
+    def stderr(self) -> Tensor:
+        """Its standard error: the terms' draws are independent."""
+        terms = (self.prior, self.diffusion, self.reconstruction)
+        return torch.stack([term.stderr for term in terms]).square().sum(0).sqrt()
 
 
 def prior_term(denoiser: Denoiser, x: Tensor, t: Tensor, prior: Prior | None, noise: Noise, draws: int) -> Term:
