@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from check_models import Case, Negative, Reversed, Trained, between, fit, weighted, wrap
+from check_models import Case, Negative, Reversed, Trained, between, fit, loop, weighted, wrap
 from trilemma.data import load
 from trilemma.denoise import Gaussian, Preconditioned
 from trilemma.health import check
@@ -211,8 +211,7 @@ def cases() -> list[Case]:
 
     def raw_pixels():
         x, held = 127.5 * (b.rgb + 1), 127.5 * (b.rgb_held + 1)
-        model = fit(x, dit, Flow(), "velocity", steps=300, batch=64, seed=34)
-        return images(model.mean, held, train=x, raw=model.last)
+        return images(loop(x, dit, Flow(), "velocity", steps=300, seed=34), held, train=x)  # the Trainer refuses them
 
     def young():
         model = fit(b.rgb, dit, Cosine(), "v", sigma_data=float(b.rgb.std()), steps=12, batch=64, warmup=0, seed=35)

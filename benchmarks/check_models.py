@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from trilemma.denoise import Preconditioned
 from trilemma.health import Health
+from trilemma.numerics.noise import Noise
 from trilemma.process import GaussianProcess
 from trilemma.train import TrainConfig, Trainer
 from trilemma.train import denoising as training
+from trilemma.train.objectives import denoising_loss
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,20 @@ def fit(
     with trainer.averaged():
         mean = copy.deepcopy(model)
     return Trained(mean.eval(), last, first)
+
+
+def loop(data: Tensor, net: Callable[[], nn.Module], process: GaussianProcess, target: str, *, steps: int, seed: int):
+    """A loop of one's own, which looks at nothing: batches of 64, uniform times, Adam."""
+    torch.manual_seed(seed)
+    model = Preconditioned(net(), process, target)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for step in range(steps):
+        x = data[torch.randint(len(data), (64,))]
+        t = torch.rand(64, dtype=torch.float64)
+        optimizer.zero_grad()
+        denoising_loss(model, x, t, Noise(seed, 64).at(step).normal_like(x)).mean().backward()
+        optimizer.step()
+    return model.eval()
 
 
 class Swapped(Preconditioned):
