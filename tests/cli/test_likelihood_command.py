@@ -41,15 +41,17 @@ def test_bits_are_those_of_the_library(tiny_run, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["found"]
 
 
-def test_points_have_a_field(tmp_path, fails):
+def test_points_have_a_field(tmp_path, fails, capsys):
     torch.manual_seed(0)
     model = Preconditioned(build("mlp", features=2, width=16), VP())
     save_model(model, tmp_path / "model", info={"shape": [2]})
     points = np.random.default_rng(0).normal(size=(5, 2))
     np.save(tmp_path / "points.npy", points)
     out = tmp_path / "found"
-    words = ["--data", str(tmp_path / "points.npy"), "--steps", "8", "--out", str(out)]
+    words = ["--data", str(tmp_path / "points.npy"), "--steps", "8", "--batch", "2", "--out", str(out)]
     assert main(["likelihood", str(tmp_path / "model"), *words]) == 0
+    assert "likelihood: 100%" in (said := capsys.readouterr().err)  # of points, too
+    assert " 3/3 " in said
     made = json.loads((out / "likelihood.json").read_text())
     exact = log_likelihood(
         load_model(tmp_path / "model")[0], torch.tensor(points, dtype=torch.float32), steps=8

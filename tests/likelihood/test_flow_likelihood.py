@@ -310,14 +310,24 @@ def test_the_posterior_of_classes_is_bayes_rule():
     joint = np.stack([Mixture([1.0], TWO.means[k : k + 1], TWO.covs[k : k + 1]).log_prob(X) for k in range(4)], 1)
     joint = joint + np.log(weights)
     truth = torch.tensor(joint - np.logaddexp.reduce(joint, 1, keepdims=True))
-    found = class_posterior(model, X, range(4), weights=weights, steps=64)
+    found = class_posterior(model, X, range(4), weights=weights, likelihood=functools.partial(log_likelihood, steps=64))
     torch.testing.assert_close(found.log_prob, truth, rtol=0, atol=2e-3)
     assert torch.equal(found.best, truth.argmax(1))
-    rough = class_posterior(model, X, range(4), weights=weights, steps=32, trace="orthogonal", probes=16)
+    noisy = functools.partial(log_likelihood, steps=32, trace="orthogonal", probes=16)
+    rough = class_posterior(model, X, range(4), weights=weights, likelihood=noisy)
     likely = truth > math.log(0.02)
     error = (rough.log_prob - truth)[likely].abs()
     assert bool((error < 4.9 * rough.stderr[likely] + 2e-3).all())
     assert float(rough.stderr.max()) < 0.1
+    one = class_posterior(model, X, range(4), likelihood=functools.partial(log_likelihood, steps=8, trace="hutchinson"))
+    assert bool(one.stderr.isnan().all())
+    assert float(found.stderr.abs().max()) == 0
+
+
+def test_batches_are_told():
+    told = []
+    log_likelihood(TWO.torch(Flow()), X, steps=8, batch=3, hook=lambda *given: told.append(given))
+    assert told == [(1, 2), (2, 2)]
 
 
 def test_mistakes_are_named():

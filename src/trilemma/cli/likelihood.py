@@ -3,6 +3,8 @@
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,7 +137,6 @@ def run(settings: LikelihoodOf) -> int:
 def _images(settings: LikelihoodOf, opened: "Opened", trace: str, part: Path) -> tuple[list[str], dict[str, Any]]:
     """Bits per dimension of images: what to print, and the record."""
     import torch
-    from tqdm.auto import tqdm
 
     from ..likelihood import bits_per_dim
     from ..likelihood.dequantise import find_values, to_values
@@ -145,13 +146,11 @@ def _images(settings: LikelihoodOf, opened: "Opened", trace: str, part: Path) ->
     values = settings.values or find_values(x)
     k, labels = to_values(x, values), conditions(opened, own, settings.label, len(x))
     law = _law(settings, opened, trace, values)
-    bar = tqdm(total=settings.samples * -(-len(k) // settings.batch), desc="likelihood", unit="batch", leave=False)
-    with bar:
+    with _progress("likelihood", settings.samples * -(-len(k) // settings.batch)) as hook:
         found = bits_per_dim(
             opened.model, k, dequantise=law, values=values, samples=settings.samples, seeds=settings.seed,
             rtol=settings.rtol, atol=settings.rtol, steps=settings.steps or None, trace=trace, probes=settings.probes,
-            cond={} if labels is None else {"label": labels}, batch=settings.batch,
-            hook=lambda done, total: bar.update(done - bar.n),
+            cond={} if labels is None else {"label": labels}, batch=settings.batch, hook=hook,
         )  # fmt: skip
     order = found.per_image.cpu().argsort()
     shown = min(20, len(x) // 2)
@@ -235,9 +234,9 @@ def _points(settings: LikelihoodOf, opened: "Opened", trace: str, part: Path) ->
         "steps": settings.steps or None, "rtol": settings.rtol, "atol": settings.rtol, "trace": trace,
         "probes": settings.probes, "seeds": settings.seed,
     }  # fmt: skip
-    found = log_likelihood(
-        opened.model, x, cond={} if labels is None else {"label": labels}, batch=settings.batch, **how
-    )
+    cond = {} if labels is None else {"label": labels}
+    with _progress("likelihood", -(-len(x) // settings.batch)) as hook:
+        found = log_likelihood(opened.model, x, cond=cond, batch=settings.batch, hook=hook, **how)
     mean, mismatch = float(found.log_prob.mean()), float(found.prior_mismatch.mean())
     error = float(found.log_prob.std()) / math.sqrt(len(x)) if len(x) > 1 else math.nan
     lines = [
@@ -267,7 +266,9 @@ def _field(opened: "Opened", x: "Tensor", label: int | None, how: dict[str, Any]
     sides = [torch.linspace(float(a), float(b), 80) for a, b in zip(low - margin, high + margin)]
     grid = torch.stack(torch.meshgrid(*sides, indexing="xy"), -1).reshape(-1, 2)
     cond = {} if label is None else {"label": torch.full((len(grid),), label)}
-    values = log_likelihood(opened.model, grid, cond=cond, batch=1600, **how).log_prob.reshape(80, 80).cpu().numpy()
+    with _progress("field", 4) as hook:
+        found = log_likelihood(opened.model, grid, cond=cond, batch=1600, hook=hook, **how)
+    values = found.log_prob.reshape(80, 80).cpu().numpy()
     figure = Figure(figsize=(5.4, 4.4), layout="constrained", dpi=120)
     axes = figure.subplots()
     extent = (float(sides[0][0]), float(sides[0][-1]), float(sides[1][0]), float(sides[1][-1]))
@@ -279,6 +280,15 @@ def _field(opened: "Opened", x: "Tensor", label: int | None, how: dict[str, Any]
     axes.scatter(points[:, 0], points[:, 1], s=3, c="white", alpha=0.5, linewidths=0)
     figure.colorbar(image, label="log p(x), nats")
     figure.savefig(path, format="png")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int, int], object]]:
+    """A bar with the time that is left, as a hook for the number of batches done."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=what, unit="batch", leave=False) as bar:
+        yield lambda done, total: bar.update(done - bar.n)
 
 
 def _mismatch(value: float, what: str) -> str:

@@ -77,6 +77,7 @@ def log_likelihood(
     seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
     cond: dict[str, Tensor] | None = None,
     batch: int | None = None,
+    hook: Callable[[int, int], object] | None = None,
 ) -> Likelihood:
     """Log-density of clean items under the probability flow of a denoiser, equation (1).
 
@@ -96,6 +97,7 @@ def log_likelihood(
         seeds: of the probes: an integer, one integer per item, or a ``torch.Generator``.
         cond: conditions for the denoiser, one per item.
         batch: solve for so many items at a time; all together if not given. An item's result does not depend on it.
+        hook: called with the number of batches done and their number in all.
 
     Raises:
         ValueError: something does not fit; found before any work is done, but for a denoiser without derivative.
@@ -160,7 +162,11 @@ def log_likelihood(
         missed = nothing if is_known else mismatch(field, path.y, steps or 0)
         return path.integral, path.y * r_1, path.error, missed, field.calls, field.vjps
 
-    parts = [solve(items) for items in torch.arange(len(x), device=device).split(batch or len(x))]
+    batches, parts = torch.arange(len(x), device=device).split(batch or len(x)), []
+    for items in batches:
+        parts.append(solve(items))
+        if hook is not None:
+            hook(len(parts), len(batches))
     integral, x_1, error, missed, calls, vjps = (torch.cat(part) for part in zip(*parts))
     if prior is not None:
         log_prior = prior(x_1).double()

@@ -52,17 +52,11 @@ def class_posterior(
     *,
     key: str = "label",
     weights: Sequence[float] | Tensor | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    steps: int | None = None,
-    trace: str = "exact",
-    probes: int = 1,
-    prior: Callable[[Tensor], Tensor] | None = None,
+    likelihood: Callable[..., Likelihood] = log_likelihood,
     seeds: int | Sequence[int] | Tensor | torch.Generator = 0,
     cond: dict[str, Tensor] | None = None,
-    batch: int | None = None,
 ) -> ClassPosterior:
-    """Equation (1) with log p(x | c) by :func:`log_likelihood`.
+    """Equation (1).
 
     Args:
         denoiser: a denoiser with the condition ``key``.
@@ -70,26 +64,22 @@ def class_posterior(
         classes: K values of the condition.
         key: its name.
         weights: prior weights w of the classes, positive, K of them; equal if not given.
-        rtol: as the following, for :func:`log_likelihood`.
-        atol: see there.
-        steps: see there.
-        trace: see there.
-        probes: see there.
-        prior: see there.
-        seeds: see there.
+        likelihood: what gives log p(x | c): :func:`~trilemma.likelihood.flow.log_likelihood`, with options of one's own by
+            ``partial(log_likelihood, steps=64, trace="orthogonal", probes=4)``. Called with the denoiser, ``x``, ``seeds`` and
+            ``cond``.
+        seeds: of the probes, the same for all classes.
         cond: other conditions.
-        batch: see there.
 
     Raises:
-        ValueError: there are no classes, the weights do not fit, or what :func:`log_likelihood` refuses.
+        ValueError: there are no classes, the weights do not fit, or what ``likelihood`` refuses.
 
     Cost:
-        K times that of :func:`log_likelihood`.
+        K times that of ``likelihood``.
 
     >>> import trilemma as tl
     >>> net = lambda x, c_time, label: 0.3 * (label[:, None] - 0.5) * torch.ones_like(x)
     >>> model = tl.Preconditioned(net, tl.Flow(), "velocity")                 # label 1 lies below label 0
-    >>> class_posterior(model, torch.tensor([[-2.0], [2.0]]), [0, 1], steps=16, trace="exact").best
+    >>> class_posterior(model, torch.tensor([[-2.0], [2.0]]), [0, 1]).best
     tensor([1, 0])
     """
     values = torch.as_tensor(classes)
@@ -102,12 +92,8 @@ def class_posterior(
         raise ValueError(f"cond must not hold {key!r}, whose values are the classes")
     fixed = Noise(seeds, len(x)).seeds  # a generator gives all classes the same probes
     each = tuple(
-        log_likelihood(
-            denoiser, x, rtol=rtol, atol=atol, steps=steps, trace=trace, probes=probes, prior=prior, seeds=fixed,
-            cond={**(cond or {}), key: value.expand(len(x))}, batch=batch,
-        )
-        for value in values
-    )  # fmt: skip
+        likelihood(denoiser, x, seeds=fixed, cond={**(cond or {}), key: value.expand(len(x))}) for value in values
+    )
     joint = (
         torch.stack([one.samples for one in each], 1)
         + (share.double() / share.sum()).log().to(each[0].samples.device)[:, None]
@@ -115,8 +101,8 @@ def class_posterior(
     log_prob = joint.mean(2).log_softmax(1)
     gap = joint - (log_prob.exp()[..., None] * joint).sum(1, keepdim=True)  # to first order, of every probe
     count = gap.shape[2]
-    if trace == "exact":
-        stderr = torch.zeros_like(log_prob)
+    if count > 1:
+        stderr = gap.std(2) / math.sqrt(count)
     else:
-        stderr = gap.std(2) / math.sqrt(count) if count > 1 else torch.full_like(log_prob, torch.nan)
+        stderr = torch.stack([one.stderr for one in each], 1)  # 0 or NaN
     return ClassPosterior(log_prob, stderr, each)
