@@ -113,6 +113,7 @@ class Jury:
         figures, samples = (self.rows / f"{slug(entrant.name)}{ending}" for ending in (".json", ".npz"))
         key = _key(
             entrant.run.path,
+            entrant.run.title,
             entrant.weights,
             machine(str(entrant.device)),
             self.stamp,
@@ -136,6 +137,7 @@ class Jury:
                 "key": key,
                 "name": entrant.name,
                 "run": entrant.run.path,
+                "title": entrant.run.title,
                 "family": entrant.run.family,
                 "n": n,
                 "calls": drawn.calls,

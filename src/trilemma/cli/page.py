@@ -2,6 +2,7 @@
 
 import base64
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,6 +13,7 @@ from ..data.pixels import picture, png
 
 __all__ = ["Axis", "Line", "chart", "figure", "image", "page", "short", "table", "tiles"]
 
+_INTERVAL, _SMALL = re.compile(r" (\[[^]]*\]†?)"), r" <small>\1</small>"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1d2330; --soft: #5c6575; --line: #d9dee7; --page: #f6f7f9; --card: #ffffff;
   --c0: #2f6fde; --c1: #d9622b; --c2: #2a9d6f; --c3: #9b59c9; --c4: #8a93a3; --c5: #c2a012; --c6: #0f9bb0; }
@@ -41,10 +43,11 @@ body:not(:has(#raw:checked)) img.smooth { image-rendering: auto; }
 .labels span { text-align: center; }
 .switch { font-size: 14px; color: var(--soft); display: inline-flex; gap: 8px; align-items: center; cursor: pointer; }
 .scroll { overflow-x: auto; margin: 16px 0; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; background: var(--card); font-size: 15px; }
-th, td { padding: 8px 12px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; font-size: 13px; }
-th:first-child, td:first-child { text-align: left; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; background: var(--card); font-size: 14px; }
+th, td { padding: 7px 8px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; font-size: 13px; vertical-align: bottom; white-space: normal; }
+td small { display: block; color: var(--soft); font-size: 12px; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 130px; }
 tr.mark td { color: var(--soft); }
 ul { padding-left: 20px; max-width: 76ch; } li { margin: 8px 0; }
 svg { display: block; max-width: 100%; height: auto; }
@@ -102,11 +105,11 @@ def tiles(items: Sequence[tuple[str, str]]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, marked: Sequence[int] = ()) -> str:
-    """A table of plain text; rows in ``marked`` are set back, as references are."""
+    """A table of plain text; rows in ``marked`` are set back, as references are. An interval stands small below its figure."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = []
     for i, row in enumerate(rows):
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        cells = "".join(f"<td>{_INTERVAL.sub(_SMALL, escape(cell))}</td>" for cell in row)
         lines.append(f"<tr{' class=mark' if i in marked else ''}>{cells}</tr>")
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
 

@@ -52,6 +52,7 @@ def pareto(
     y: str,
     floor: float | None = None,
     floor_name: str = "",
+    legend: Sequence[tuple[str, int]] = (),
     width: int = 900,
     height: int = 440,
 ) -> str:
@@ -63,12 +64,13 @@ def pareto(
         y: name of the vertical axis.
         floor: a dashed line, what real data reach.
         floor_name: its name.
+        legend: names of the families and their colours.
         width: in pixels.
         height: in pixels.
     """
     shown = [p for p in points if all(math.isfinite(v) and v > 0 for v in (p.x, p.y))]
     heights = [v for p in shown for v in (p.y, p.low, p.high) if math.isfinite(v) and v > 0.2 * p.y]
-    left, right, top, bottom = 62, 190, 16, 48
+    left, right, top, bottom = 62, 190, 40 if legend else 16, 48
     across = Axis([p.x for p in shown], left, width - right, log=True)
     up = Axis(heights + ([floor] if floor else []), height - bottom, top, log=True)
     out = [
@@ -95,8 +97,13 @@ def pareto(
     best = front(shown)
     line = " ".join(f"{across(p.x):.1f},{up(p.y):.1f}" for p in best)
     out.append(f'<polyline points="{line}" fill="none" stroke-width="1.5" class="axis" opacity="0.6"/>')
-    for point, label in zip(shown, _apart([up(p.y) for p in shown], [across(p.x) for p in shown])):
-        a, b, colour = across(point.x), up(point.y), f"var(--c{point.colour})"
+    for i, (name, number) in enumerate(legend):
+        at = left + 4 + sum(_wide(earlier) + 34 for earlier, _ in legend[:i])
+        out.append(f'<rect x="{at:.0f}" y="6" width="12" height="12" rx="6" style="fill: var(--c{number})"/>')
+        out.append(f'<text x="{at + 18:.0f}" y="16">{escape(name)}</text>')
+    dots = [(across(p.x), up(p.y)) for p in shown]
+    for point, (a, b), (c, d) in zip(shown, dots, _labels(dots, [p.name for p in shown], (left, top, width, base))):
+        colour = f"var(--c{point.colour})"
         low, high = (min(max(v, min(heights)), max(heights)) for v in (point.low, point.high))
         out.append(
             f'<line x1="{a:.1f}" x2="{a:.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}" stroke-width="1.5" '
@@ -104,20 +111,60 @@ def pareto(
         )
         tip = f"<title>{escape(point.name)}: {short(point.y)} [{short(point.low)}, {short(point.high)}]</title>"
         out.append(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="5" style="fill: {colour}">{tip}</circle>')
-        out.append(f'<text x="{a + 9:.1f}" y="{label + 4:.1f}">{escape(point.name)}</text>')
+        out.append(f'<text x="{c:.1f}" y="{d:.1f}">{escape(point.name)}</text>')
+        if abs(d - 4 - b) > _LINE:  # far from its dot
+            end = c - 3 if c > a else c + _wide(point.name) + 3
+            out.append(f'<line class="grid" x1="{a:.1f}" y1="{b:.1f}" x2="{end:.1f}" y2="{d - 4:.1f}"/>')
     return "".join(out) + "</svg>"
 
 
-def _apart(heights: Sequence[float], places: Sequence[float], *, room: float = 13, reach: float = 150) -> list[float]:
-    """Heights of labels, moved down until those that would lie on each other do not."""
-    put: dict[int, float] = {}
-    for i in sorted(range(len(heights)), key=lambda i: heights[i]):
-        at = heights[i]
-        for j, other in sorted(put.items(), key=lambda item: item[1]):
-            if abs(places[i] - places[j]) < reach and abs(at - other) < room:
-                at = other + room
-        put[i] = at
-    return [put[i] for i in range(len(heights))]
+_LINE = 14.0  # pixels from a line of text to the next
+_DOT = 7.0  # pixels that nothing is written in, around a dot
+
+
+def _wide(text: str) -> float:
+    """About how many pixels a label takes."""
+    return 6.4 * len(text)
+
+
+def _labels(
+    dots: Sequence[tuple[float, float]], names: Sequence[str], frame: tuple[float, float, float, float]
+) -> list[tuple[float, float]]:
+    """Where labels begin, so that none lies on another one, on a dot or outside: beside its dot, or as near as can be.
+
+    Args:
+        dots: places of the dots.
+        names: their labels.
+        frame: left, top, right and bottom of what can be written on.
+    """
+    left, top, right, bottom = frame
+    taken = [(x - _DOT, y - _DOT, x + _DOT, y + _DOT) for x, y in dots]
+
+    def box(x: float, y: float, name: str) -> tuple[float, float, float, float]:
+        return x, y - 10, x + _wide(name), y + 3
+
+    put = []
+    for (x, y), name in zip(dots, names):
+        lines = [k * _LINE / 2 for k in range(31)]
+        tries = [
+            (start, y + 4 + sign * down) for down in lines for start in (x + 9, x - 9 - _wide(name)) for sign in (1, -1)
+        ]
+        free = [
+            (a, b)
+            for a, b in tries
+            if a >= left
+            and a + _wide(name) <= right
+            and top + 10 <= b <= bottom - 3
+            and not _hit(box(a, b, name), taken)
+        ]
+        put.append(free[0] if free else tries[0])
+        taken.append(box(*put[-1], name))
+    return put
+
+
+def _hit(box: tuple[float, float, float, float], others: Sequence[tuple[float, float, float, float]]) -> bool:
+    """Whether a rectangle overlaps with one of the others."""
+    return any(box[0] < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in others)
 
 
 def triangle(

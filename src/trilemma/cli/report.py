@@ -153,13 +153,20 @@ def compare(settings: Report, *, command: str = "") -> Compared:
     figures = {
         "settings": {**asdict(settings), "n": len(unseen)},
         "command": command,
-        "data": {"reference": str(train), "unseen": real.origin, "fresh": real.fresh},
+        "data": {
+            "reference": str(train),
+            "unseen": real.origin,
+            "fresh": real.fresh,
+            "labelled": unseen.labels is not None,
+        },
         "stamp": asdict(jury.stamp),
         "floor": jury.floor,
         "copies": jury.copies,
         "rows": rows,
         "about": {
-            name: METRICS[name].says for name in METRICS if name in {found for row in rows for found in row["metrics"]}
+            name: {"says": metric.says, "better": metric.better}
+            for name, metric in METRICS.items()
+            if any(name in row["metrics"] for row in rows)
         },
         "machine": machine(str(entrants[0].device)),
     }

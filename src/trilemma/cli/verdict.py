@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .findings import best_of_families, findings, joules, scores, seconds
+from .findings import best_of_families, calls, findings, joules, names, scores, seconds
 from .page import figure, image, page, table, tiles
 from .plots import Point, pareto, triangle
 
@@ -53,13 +53,12 @@ def tell(figures: dict[str, Any], pictures: dict[str, Tensor], *, home: str = ""
 
 
 def _lead(figures: dict[str, Any], families: Sequence[str]) -> str:
-    names = [_FAMILIES.get(family, family) for family in families]
+    kinds = names([_FAMILIES.get(family, family) for family in families])
     rows, n = figures["rows"], figures["settings"]["n"]
-    said = ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
     ways = "One way" if len(rows) == 1 else f"{len(rows)} ways"
     unseen = "Unseen" if figures["data"]["fresh"] else "What is called unseen on this page"
     return (
-        f"{ways} to make images of the same kind, by {escape(said)}: {n} samples each, judged alike for quality, "
+        f"{ways} to make images of the same kind, by {escape(kinds)}: {n} samples each, judged alike for quality, "
         f"coverage and cost against {escape(figures['data']['reference'])}. {unseen}: {escape(figures['data']['unseen'])}."
     )
 
@@ -69,18 +68,20 @@ def _tiles(figures: dict[str, Any]) -> str:
     near = min(rows, key=lambda row: row["metrics"]["fid"]["value"])
     wide = max(rows, key=lambda row: row["metrics"]["coverage"]["value"])
     quick = min(rows, key=lambda row: row["seconds"])
+    least = min(rows, key=lambda row: row["joules"])
     ratio = near["metrics"]["fid"]["value"] / floor["fid"]["value"]
     return tiles(
         [
             (f"{ratio:.2f} ×", f"the Fréchet distance of real unseen images: {near['name']}, nearest to the data"),
             (
                 f"{wide['metrics']['coverage']['value']:.0%}",
-                f"of the data's neighbourhoods reached: {wide['name']}, the widest",
+                f"of the data's neighbourhoods reached: {wide['name']}, the widest; real unseen images reach "
+                f"{floor['coverage']['value']:.0%}",
             ),
             (seconds(quick), f"a sample: {quick['name']}, the fastest"),
             (
-                joules(min(rows, key=lambda row: row["joules"])),
-                f"a sample, the least: {min(rows, key=lambda row: row['joules'])['name']}",
+                joules(least),
+                f"a sample, {'by a counter' if least['measured'] else 'estimated'}: {least['name']}, the least",
             ),
         ]
     )
@@ -105,6 +106,7 @@ def _drawings(figures: dict[str, Any], colours: dict[str, int]) -> str:
         y="Fréchet distance",
         floor=floor["fid"]["value"],
         floor_name="real unseen images",
+        legend=[(_FAMILIES.get(family, family), colour) for family, colour in colours.items()],
     )
     best = best_of_families(rows, floor)
     shapes = [(row["name"], scores(row, rows, floor), colours[row["family"]]) for row in best]
@@ -112,12 +114,15 @@ def _drawings(figures: dict[str, Any], colours: dict[str, int]) -> str:
     return (
         "<h2>Quality against cost</h2><p>Each dot is a way to make samples; the bar is its 95 % interval, of the value for ever "
         "more samples: it can lie below the dot, since the distance is too large at few. Along the thin line nothing is both "
-        "nearer to the data and faster.</p>"
-        + figure(plane, "Fréchet distance against time", "lower left is better")
-        + "<h2>The triangle</h2><p>The best of each family on three scales from 0, in the middle, to 1. Quality: the distance of "
-        "real unseen images over that of the samples. Coverage: the covered share over that of real unseen images. Speed: from "
-        "the slowest to the fastest row of this report, by the logarithm of the seconds.</p>"
-        + figure(three, "Quality, speed, coverage", "a full triangle has all three")
+        "nearer to the data and faster, by the values. Times have no interval.</p>"
+        + figure(plane, "Fréchet distance against time", "both axes logarithmic; lower left is better")
+        + "<h2>The triangle</h2><p>The best of each family, by its weakest score, on three scales from 0, in the middle, to 1. "
+        "Quality: the distance of real unseen images over that of the samples. Speed: from the slowest row of this report, 0, to "
+        "the fastest, 1, by the logarithm of the seconds. Coverage: the covered share over that of real unseen images. Scores "
+        "are values, without intervals.</p>"
+        + figure(
+            three, "Quality, speed, coverage", "a full triangle has all three; the numbers below are in this order"
+        )
     )
 
 
@@ -134,16 +139,16 @@ def _sheets(figures: dict[str, Any], pictures: dict[str, Tensor]) -> str:
         shown = pictures[name][:60]
         sheet = image(shown, columns=10, scale=_scale(shown, 10), smooth=True, alt=f"samples: {name}")
         cards.append(figure(sheet, "Real, unseen" if name == "real" else name, note))
+    asked = " Models that know classes were asked for those of the real images." if figures["data"]["labelled"] else ""
     return (
-        "<h2>Samples</h2><p>The first ones of each, not chosen.</p>"
+        f"<h2>Samples</h2><p>The first ones of each, not chosen.{asked}</p>"
         '<label class="switch"><input type="checkbox" id="raw"> show pixels as they are, not smoothed</label>'
         f'<div class="row">{"".join(cards)}</div>'
     )
 
 
 def _note(row: dict[str, Any]) -> str:
-    calls = f"{row['calls']} call{'s' if row['calls'] != 1 else ''} of the network"
-    return f"{calls}, {seconds(row)} a sample<br>Fréchet distance {row['metrics']['fid']['text']}"
+    return f"{calls(row)} of the network, {seconds(row)} a sample<br>Fréchet distance {row['metrics']['fid']['text']}"
 
 
 def _copies(figures: dict[str, Any], pictures: dict[str, Tensor]) -> str:
@@ -155,45 +160,68 @@ def _copies(figures: dict[str, Any], pictures: dict[str, Tensor]) -> str:
         count = min(12, len(nearest))
         pairs = torch.stack([pictures[row["name"]][:count], nearest[:count]]).flatten(0, 1)
         sheet = image(pairs, columns=count, scale=_scale(pairs, count), smooth=True, alt=f"nearest: {row['name']}")
-        cards.append(figure(sheet, row["name"], f"{row['copies']:.3f} a pixel, median"))
+        cards.append(figure(sheet, row["name"], f"median distance {row['copies']:.3f} a pixel"))
     return (
-        "<h2>New, or copies?</h2><p>Samples above, and below each one the training image nearest to it. Real unseen images lie "
-        f"{figures['copies']:.3f} a pixel (median) from theirs.</p>" + f'<div class="row">{"".join(cards)}</div>'
+        "<h2>New, or copies?</h2><p>Samples above, and below each one the training image nearest to it. Distances are root mean "
+        f"squares over pixels, where black to white is 2, without intervals; the median of real unseen images is "
+        f"{figures['copies']:.3f}.</p>" + f'<div class="row">{"".join(cards)}</div>'
     )
 
 
+_SIGNS = {"higher": "↑", "lower": "↓"}
+_FIRST = ("fid", "inception_score", "precision", "recall", "coverage")  # quality and coverage at a glance
+
+
 def _table(figures: dict[str, Any]) -> str:
-    metrics = list(figures["about"])
-    header = ["", "calls", "time", "energy", "memory", *metrics, "bits/dim"]
-    floor = ["real unseen", "", "", "", "", *(figures["floor"].get(name, {}).get("text", "") for name in metrics), ""]
-    lines = [
+    rows, about = figures["rows"], figures["about"]
+    first, rest = [n for n in _FIRST if n in about], [n for n in about if n not in _FIRST]
+
+    def cells(metrics: dict[str, Any], wanted: Sequence[str]) -> list[str]:
+        return [metrics[name]["text"].replace(" at large N]", "]†") if name in metrics else "–" for name in wanted]
+
+    def heads(wanted: Sequence[str]) -> list[str]:
+        return [
+            f"{name.replace('_', ' ')} {_SIGNS.get(about[name]['better'], about[name]['better'])}" for name in wanted
+        ]
+
+    cost = [
         [
             row["name"],
             str(row["calls"]),
             seconds(row),
             joules(row) + ("" if row["measured"] else " *"),
-            f"{row['peak_bytes'] / 2**20:.0f} MB",
-            *(row["metrics"].get(name, {}).get("text", "") for name in metrics),
-            _bits(row),
+            f"{row['peak_bytes'] / 2**20:.0f} MiB",
+            *cells(row["metrics"], first),
+            f"≤ {row['bits_per_dim']['text']}" if row.get("bits_per_dim") else "–",
         ]
-        for row in figures["rows"]
+        for row in rows
     ]
-    stars = (
-        [] if all(row["measured"] for row in figures["rows"]) else [f"* not measured: {figures['rows'][0]['energy']}"]
-    )
-    about = "".join(f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in figures["about"].items())
+    floor = ["real unseen images", *["–"] * 4, *cells(figures["floor"], first), "–"]
+    header = ["", "calls ↓", "time ↓", "energy ↓", "memory ↓", *heads(first), "bits/dim ↓"]
+    more = [[row["name"], *cells(row["metrics"], rest)] for row in rows]
+    others = table(["", *heads(rest)], [["real unseen images", *cells(figures["floor"], rest)], *more], marked=[0])
+    notes = [
+        f"Calls of the network, time and energy are those of one sample, in batches of "
+        f"{min(figures['settings']['batch'], figures['settings']['n'])}; memory is the peak of the whole process, or of the "
+        "graphics card. These have no interval; brackets are 95 % intervals. ↑ more is better, ↓ less is better.",
+        "† the figure is biased at this number of samples, the interval is that of its value for ever more."
+        if any("†" in cell for line in (floor, *cost, *more) for cell in line)
+        else "",
+        ""
+        if all(row["measured"] for row in rows)
+        else f"* not measured, since no counter can be read: the seconds times {rows[0]['energy']} by --watts.",
+        f"Bits per dimension of the first {figures['settings']['bits']} unseen images, upper bounds; – where a model has none."
+        if any(row.get("bits_per_dim") for row in rows)
+        else "",
+    ]
+    told = "".join(f"<li><b>{escape(n.replace('_', ' '))}</b>: {escape(a['says'])}</li>" for n, a in about.items())
     return (
-        "<h2>All figures</h2><p>Time and energy are those of one sample in batches of "
-        f"{min(figures['settings']['batch'], figures['settings']['n'])}, memory the peak of the whole process, or of the "
-        "graphics card. Brackets are 95 % intervals.</p>"
-        + table(header, [floor, *lines], marked=[0])
-        + f"<p>{escape('; '.join(stars))}</p><ul>{about}</ul>"
+        "<h2>All figures</h2>"
+        + table(header, [floor, *cost], marked=[0])
+        + (others if rest else "")
+        + "".join(f"<p>{escape(note)}</p>" for note in notes if note)
+        + f"<ul>{told}</ul>"
     )
-
-
-def _bits(row: dict[str, Any]) -> str:
-    bits = row.get("bits_per_dim")
-    return "" if not bits else f"≤ {bits['text']}"
 
 
 def _made(figures: dict[str, Any]) -> str:
