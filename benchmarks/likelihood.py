@@ -222,7 +222,7 @@ def section_bounds(cache: Path) -> list[str]:
     from trilemma.data.digits import digits
 
     rows = []
-    for name, items, samples in (("gmm2", 128, 2**14), ("gmm64", 64, 2**16), ("image", 16, 2**14)):
+    for name, items, samples in (("gmm2", 128, 2**15), ("gmm64", 64, 2**16), ("image", 16, 2**16)):
         case, seen = Case(name, items), Case(name, 512, seed=6)
         model, general = case.law.on(VP()), case.law.on(VP()).general()
         law = general.covariances
