@@ -49,14 +49,16 @@ class ModelOptions:
     """What learns it.
 
     Args:
-        model: the family: diffusion, gan, ddgan or another that `trilemma info` lists. The others have no net, process, target
-            and sigma_data.
+        model: the family: diffusion, gan, ddgan or another that `trilemma info` lists. The others have no net, process, target,
+            sigma_data and learned_variance.
         net: a network or one of its sizes; `trilemma info` lists them.
         net_options: arguments of the network, or of the family, as in: widths=[32,64] attention=[1] dropout=0.1
         process: the noise process, alone or with settings, as in vp:beta_max=10,shift=-1.4; `trilemma info` lists both. All
             have shift, which is added to the log-SNR: -1.4 makes up for images of twice the side.
         target: what the network predicts: x0, eps, score, v, velocity or edm.
         sigma_data: standard deviation of the data in model units; measured without it.
+        learned_variance: let it also say how uncertain it is about each pixel, by a second head of the network with a tenth of
+            the loss (iDDPM's hybrid): what `trilemma sample --rule ancestral_learned` draws with.
         conditional: teach it the labels, where the data has some.
     """
 
@@ -66,6 +68,7 @@ class ModelOptions:
     process: str = "flow"
     target: str = "edm"
     sigma_data: float | None = None
+    learned_variance: bool = False
     conditional: bool = True
 
 
@@ -174,7 +177,7 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
     import torch
     import yaml
 
-    from ..denoise import Preconditioned
+    from ..denoise import LearnedVariance, Preconditioned
     from ..nets import build
     from ..process import process_from_entry
 
@@ -189,16 +192,20 @@ def build_model(options: ModelOptions, data: "DataSet", *, seed: int) -> "Precon
             raise ValueError(f"net_options: what follows the = in {entry!r} is not YAML") from None
     if options.model != "diffusion":
         return _build_game(options, data, arguments, seed=seed)
+    given: dict[str, Any] = {"channels": data.shape[0], "classes": data.classes}
+    if options.learned_variance:
+        given["out_channels"] = 2 * data.shape[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            net = build(options.net, **{"channels": data.shape[0], "classes": data.classes, **arguments})
+            net = build(options.net, **{**given, **arguments})
         except TypeError as error:
             raise ValueError(f"net_options {options.net_options} do not fit {options.net}: {error}") from error
     process = process_from_entry(options.process)
     measured = float(data.model_units(slice(0, 10_000)).std())
     sigma_data = measured if options.sigma_data is None else options.sigma_data
-    return Preconditioned(net, process, options.target, sigma_data=sigma_data)
+    kind = LearnedVariance if options.learned_variance else Preconditioned
+    return kind(net, process, options.target, sigma_data=sigma_data)
 
 
 def _build_game(options: ModelOptions, data: "DataSet", arguments: dict[str, Any], *, seed: int) -> "Game":
@@ -208,7 +215,7 @@ def _build_game(options: ModelOptions, data: "DataSet", arguments: dict[str, Any
     from ..baselines import GAMES, build_game
 
     lookup("model", options.model, dict.fromkeys([*GAMES, "diffusion"]))
-    for name in ("net", "process", "target", "sigma_data"):
+    for name in ("net", "process", "target", "sigma_data", "learned_variance"):
         if getattr(options, name) != getattr(ModelOptions(), name):
             raise ValueError(
                 f"{name} is for diffusion; leave it out, and give what {options.model} takes to net_options"
