@@ -86,7 +86,7 @@ def main() -> None:
         options.pictures.mkdir(parents=True, exist_ok=True)
         save_picture(options.pictures / f"{name.replace(' ', '_')}.png", many[:100], columns=10)
         row = {"updates": updates, "seconds": seconds, "parameters": parameters}
-        row |= {"few": judge(few, held_out.labels)[0], "many": judge(many, labels)[0]}
+        row |= {"few": judge(few, held_out.labels)[0].value, "many": judge(many, labels)[0].value}
         row["agreement"] = judge(many, labels)[1].value if classes else None
         rows[name] = row
         options.store.write_text(json.dumps(rows))
@@ -155,14 +155,16 @@ def write(options: argparse.Namespace, rows: dict[str, dict], judge: Judge, coun
                 f"{row['seconds']:.0f}",
                 f"{row['parameters'] / 1e6:.2f}M",
                 f"{row['few']:.3f}",
-                f"{row['few'] / judge.floor:.2f}",
+                f"{row['few'] / judge.floor.value:.2f}",
                 f"{row['many']:.3f}",
                 "" if row["agreement"] is None else f"{row['agreement']:.3f}",
             ]
             for name, row in rows.items()
         ],
     )
-    floor = f"{options.data.rpartition('/')[2]}: the {count} held-out images are at {judge.floor:.3f} (the floor)."
+    floor = (
+        f"{options.data.rpartition('/')[2]}: the {count} held-out images are at {judge.floor.value:.3f} (the floor)."
+    )
     common.document("Baselines", "benchmarks/baselines.py", ("trilemma",), [floor, "", *table, *missing], options.out)
 
 

@@ -17,6 +17,7 @@ from trilemma.cli.main import main
 from trilemma.data import load
 from trilemma.data.pixels import to_uint8
 from trilemma.evaluate import cost
+from trilemma.evaluate.reference import images_checksum
 from trilemma.train.checkpoint import save_model
 
 FAST = ["--extractor", "pixels", "--metrics", "precision", "--bits", "0", "--n", "40", "--device", "cpu"]
@@ -119,6 +120,26 @@ def test_without_unseen_images_the_report_says_so_and_leaves_out_what_needs_them
         "What is called unseen on this page: a half of the training images"
         in (tmp_path / "out" / "report.html").read_text()
     )
+
+
+def test_a_part_of_the_training_images_is_measured_against_and_copies_are_found_in_all(
+    tmp_path, drawn, few, monkeypatch
+):
+    """The 'model' draws the first training images: some of them are not among the 30, and yet found to be copies."""
+    first = load(few).model_units(slice(0, 40))
+    monkeypatch.setattr(
+        contending, "contenders", lambda run, settings: [fake(lambda s, label, title: (first[: len(s)], 1))]
+    )
+    seen = []
+    out, words = tmp_path / "out", [gan(tmp_path / "gan", data=few), *FAST]
+    for reference in (30, 0):
+        assert report(out, *words, "--reference", reference) == 0
+        made = json.loads((out / "report.json").read_text())
+        seen.append(made["stamp"]["reference_checksum"])
+        assert made["rows"][0]["copies"] == 0
+        assert made["data"]["reference"].startswith("30 random ones of ") == (reference == 30)
+    everything = images_checksum([to_uint8(load(few).images)])
+    assert seen[0] != seen[1] == everything
 
 
 def test_a_classifier_is_trained_once(tmp_path, drawn, few, monkeypatch):

@@ -233,7 +233,7 @@ def _study(
                 )
             else:
                 drawn[key] = draw(model, method, labels, judge, shape=shape, seed=seed)
-            _line(drawn[key], judge.floor)
+            _line(drawn[key], judge.floor.value)
         for rule in ("ddpm", "ddim", "dpmpp_2m"):
             for steps in (3, 5, 10, 20):
                 sweep.append(
@@ -266,7 +266,8 @@ def _study(
             "updates": trainer.step,
         },
         "floor": {
-            "frechet_distance": judge.floor,
+            "frechet_distance": judge.floor.value,
+            "frechet_distance_95": (judge.floor.low, judge.floor.high),
             "class_agreement": judge.accuracy.value,
             "class_agreement_95": judge.accuracy.interval(),
         },
@@ -288,7 +289,7 @@ def _study(
 def _line(result: "Drawn", floor: float) -> None:
     print(
         f"  {result.method.name:28s} {result.calls:5d} calls {result.seconds:6.1f} s   "
-        f"Frechet distance {result.frechet:.3f} ({result.frechet / floor:.2f} x real)   "
+        f"Frechet distance {result.frechet} ({result.frechet.value / floor:.2f} x real)   "
         f"agreement {result.agreement.value:.3f}"
     )
 

@@ -123,7 +123,9 @@ def _verdict(rows: Sequence[Row], floor: dict[str, Any]) -> str:
         said = [names(found[True])] if found[True] else []
         said += [f"perhaps {names(found[None])}"] if found[None] else []
         said += [f"not {names(found[False])}"] if found[False] else []
-        text = "all three" if len(found[True]) == 3 else "none of the three" if len(found[False]) == 3 else ", ".join(said)
+        text = (
+            "all three" if len(found[True]) == 3 else "none of the three" if len(found[False]) == 3 else ", ".join(said)
+        )
         parts.append(f"{row['name']} has {text}")
     return (
         f"<b>The trilemma.</b> {'; '.join(parts)}. Quality and coverage count from {_GOOD:.0%} of what real unseen images "

@@ -65,6 +65,8 @@ class Jury:
         self.rows.mkdir(parents=True, exist_ok=True)
         checksum = images_checksum([to_bytes(self.train.images)])
         self.extractor = self._eyes(checksum)
+        if real.reference is not self.train:
+            checksum = images_checksum([to_bytes(real.reference.images)])
         self.stamp = Stamp(
             extractor=self.extractor.name,
             extractor_checksum=self.extractor.checksum,
@@ -77,7 +79,7 @@ class Jury:
         labels = {} if self.unseen.labels is None else {"labels": self.unseen.labels}
         self._beside = tensors_checksum({"images": to_bytes(self.unseen.images)} | labels)
         self._known: dict[str, dict[str, Any] | None] = {}
-        self._reference = self.extractor.read(self.train.images)
+        self._reference = self.extractor.read(real.reference.images)
         self._seen = self.extractor.read(self.unseen.images)
         self.floor = self._figures(self._seen, self.unseen.labels, None)
         self.copies = float(self._nearest(to_bytes(self.unseen.images))[0].median())

@@ -22,13 +22,15 @@ class Real:
     """Real images.
 
     Args:
-        train: what samples are measured against.
+        train: what models are trained on, and where copies are looked for.
+        reference: those of them that samples are measured against.
         unseen: those that stand for perfect samples.
         origin: where ``unseen`` come from, for people.
         fresh: whether no run was trained on ``unseen``, as far as is known.
     """
 
     train: DataSet
+    reference: DataSet
     unseen: DataSet
     origin: str
     fresh: bool
@@ -64,7 +66,9 @@ def real_images(settings: Report) -> Real:
         )
     if images_checksum([to_bytes(unseen.images)]) == images_checksum([to_bytes(train.images)]):
         raise ValueError(f"{origin} and the training images are the same images; name others by --held-out")
-    return Real(train, unseen.subset(slice(0, n)), f"{origin}, {n} images", fresh)
+    few = 0 < settings.reference < len(train)
+    reference = train.split(settings.reference, seed=settings.seed)[1] if few else train
+    return Real(train, reference, unseen.subset(slice(0, n)), f"{origin}, {n} images", fresh)
 
 
 def trained_on(run: Path | str) -> DataOptions | None:

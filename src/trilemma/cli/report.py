@@ -16,6 +16,8 @@ from .._version import __version__
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .real import Real
+
 __all__ = ["COMMAND", "Compared", "Report", "compare", "machine", "run", "write", "write_page"]
 
 
@@ -37,6 +39,8 @@ class Report:
             random where there are none.
         weights: file or folder with the extractor's weights, where it is not trained here.
         metrics: names of the figures besides fid and coverage; all usual ones without it.
+        reference: training images that samples are measured against, drawn at random, with as many of each class; 0 for all of
+            them. The time of precision, recall and coverage grows with the square. Nearest images are looked for among all.
         n: samples of each, not more than there are held-out images, with which they are compared; as many, or 2000, without it.
         bits: held-out images whose likelihood is taken, at least 2; 0 for none.
         guidance: strength of classifier-free guidance of denoisers.
@@ -55,6 +59,7 @@ class Report:
     extractor: str = "auto"
     weights: str | None = None
     metrics: tuple[str, ...] = ()
+    reference: int = 10_000
     n: int | None = None
     bits: int = 64
     guidance: float = 1.0
@@ -74,6 +79,8 @@ class Report:
             raise ValueError(f"bits={self.bits} images have no interval; take at least 2, or 0 for no likelihood")
         if self.n is not None and self.n < 20:
             raise ValueError(f"n={self.n} samples are too few for any figure; take at least 20")
+        if self.reference < 20 and self.reference != 0:
+            raise ValueError(f"reference={self.reference} real images are too few; take at least 20, or 0 for all")
         if not 0 < self.watts < float("inf"):
             raise ValueError(f"watts={self.watts} is the power of the machine and must be positive")
 
@@ -154,7 +161,7 @@ def compare(settings: Report, *, command: str = "") -> Compared:
         "settings": {**asdict(settings), "n": len(unseen)},
         "command": command,
         "data": {
-            "reference": str(train),
+            "reference": _named(real),
             "unseen": real.origin,
             "fresh": real.fresh,
             "labelled": unseen.labels is not None,
@@ -187,6 +194,12 @@ def _checked(settings: Report) -> Report:
     lookup("extractor", settings.extractor, dict.fromkeys([*EXTRACTORS, "auto"]))
     require_folder(Path(settings.out))
     return settings
+
+
+def _named(real: "Real") -> str:
+    """What samples are measured against, for people."""
+    of = "" if real.reference is real.train else f"{len(real.reference)} random ones of "
+    return f"{of}{real.train}"
 
 
 def write(out: Path, compared: Compared, page: str) -> None:

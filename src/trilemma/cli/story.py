@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from .demo import Results
+from .lessons import SOLVERS, lessons
 from .page import Line, chart, figure, image, page, table, tiles
 from .study import Drawn
 
 __all__ = ["tell"]
-
-_SOLVERS = {"ddpm": "ancestral (DDPM)", "ddim": "DDIM", "dpmpp_2m": "DPM-Solver++(2M)"}
 
 
 def tell(results: Results) -> str:
@@ -27,7 +26,7 @@ def tell(results: Results) -> str:
         "Everything below comes from that one network.</p>",
         _headline(figures),
         "<h2>What was found</h2>",
-        "<ul>" + "".join(f"<li>{line}</li>" for line in _findings(results)) + "</ul>",
+        "<ul>" + "".join(f"<li>{line}</li>" for line in lessons(figures)) + "</ul>",
         '<label class="switch"><input type="checkbox" id="raw"> show samples as they are, 8 by 8, not smoothed</label>',
         _samples(results),
         _guidance(results),
@@ -64,68 +63,6 @@ def _headline(figures: dict[str, Any]) -> str:
     )
 
 
-def _findings(results: Results) -> list[str]:
-    """What the figures say, in sentences that depend on them."""
-    figures = results.figures
-    floor = figures["floor"]["frechet_distance"]
-    chain, ddim, fast, free, plain, guided = figures["methods"].values()
-
-    def times(row: dict[str, Any]) -> str:
-        return f"{row['frechet_distance'] / floor:.2f} times the floor"
-
-    saved = chain["seconds"] / fast["seconds"]
-    ratio = fast["frechet_distance"] / chain["frechet_distance"]
-    verdict = "no worse than" if ratio <= 1.05 else "close to" if ratio <= 1.5 else "behind"
-    lines = [
-        f"<b>Speed.</b> DPM-Solver++(2M) with {fast['calls']} calls is {verdict} DDPM with {chain['calls']}: {times(fast)} "
-        f"against {times(chain)}, in {fast['seconds']:.1f} instead of {chain['seconds']:.1f} seconds ({saved:.0f} times faster). "
-        f"DDIM with {ddim['calls']} calls: {times(ddim)}. {_fewest(figures)}",
-        f"<b>Guidance.</b> From strength 1 to 3 the share of samples that show the digit asked for goes from "
-        f"{plain['class_agreement']:.1%} to {guided['class_agreement']:.1%}, and the Fréchet distance from "
-        f"{plain['frechet_distance']:.2f} to {guided['frechet_distance']:.2f}: "
-        + (
-            "guided digits are more typical and less varied than real ones."
-            if guided["frechet_distance"] > plain["frechet_distance"]
-            else "here guidance costs no variety."
-        )
-        + f" Strength 0 ignores the request: {free['class_agreement']:.1%}, where chance is 10%.",
-    ]
-    errors = figures["loss_by_noise"]
-    level, model = min(errors["held_out"], key=lambda row: abs(row[0] - 2))
-    memory, blank = dict(errors["memory"])[level], errors["held_out"][0][1]
-    lines.append(
-        f"<b>{'Learning, not remembering' if model < memory else 'Remembering, not learning'}.</b> Shown digits it has never "
-        f"seen, under noise of log-SNR {level:.0f}, the network errs by {model:.3f} a pixel, where black to white is 2; "
-        f"the best that can be done by remembering the training set is {memory:.3f}, and with nothing but the class {blank:.3f}."
-    )
-    mine, usual = figures["copying"]["samples"], figures["copying"]["held_out"]
-    lines.append(
-        f"<b>Copies.</b> Half of the samples have a training digit within {mine:.3f} a pixel; for real unseen digits that is "
-        f"{usual:.3f}. "
-        + (
-            "Samples are about as far from the training set as new real digits are."
-            if mine > 0.8 * usual
-            else "Samples lie nearer to the training set than new real digits do: some of it was memorised."
-        )
-    )
-    if min(row["frechet_distance"] for row in (chain, ddim, fast)) < floor:
-        lines.append(
-            "<b>Below the floor?</b> Yes, that can be: the distance is measured to the training digits, which the network has "
-            "seen and the held-out digits have not. It says that samples follow the training digits closely, not that they "
-            "are better than real."
-        )
-    return lines
-
-
-def _fewest(figures: dict[str, Any]) -> str:
-    """How many calls each solver needs to be as near to the training digits as real ones are."""
-    found = []
-    for rule, name in _SOLVERS.items():
-        calls = [calls for calls, distance in _sweep(figures, rule) if distance <= figures["floor"]["frechet_distance"]]
-        found.append(f"{name} {min(calls) if calls else 'more than 20'}")
-    return f"Calls needed to reach the floor: {', '.join(found)}."
-
-
 def _sweep(figures: dict[str, Any], rule: str) -> list[tuple[int, float]]:
     """Calls and Frechet distance of one solver, from few calls to many."""
     return [(m["calls"], m["frechet_distance"]) for m in figures["sweep"] if m["rule"] == rule]
@@ -143,7 +80,7 @@ def _by_class(images: Tensor, labels: Tensor, rows: int) -> Tensor:
 def _note(result: Drawn) -> str:
     return (
         f"{result.calls} calls, {result.seconds:.1f} s for {len(result.images)} images<br>"
-        f"Fréchet distance {result.frechet:.2f}, agreement {result.agreement.value:.1%}"
+        f"Fréchet distance {result.frechet}, agreement {result.agreement.value:.1%}"
     )
 
 
@@ -227,7 +164,7 @@ def _reverse(results: Results) -> str:
 
 def _cost(results: Results) -> str:
     floor = results.figures["floor"]["frechet_distance"]
-    lines = [Line(name, _sweep(results.figures, rule)) for rule, name in _SOLVERS.items()]
+    lines = [Line(name, _sweep(results.figures, rule)) for rule, name in SOLVERS.items()]
     calls = [x for line in lines for x, _ in line.points]
     lines.append(Line("real digits: the floor", [(min(calls), floor), (max(calls), floor)], dashed=True, dots=False))
     drawing = chart(
@@ -242,10 +179,10 @@ def _cost(results: Results) -> str:
 def _errors(figures: dict[str, Any]) -> str:
     errors = figures["loss_by_noise"]
     lines = [
-        Line("network, held-out digits", errors["held_out"]),
-        Line("network, digits it was trained on", errors["seen"]),
-        Line("perfect memory of the training digits, held-out digits", errors["memory"]),
-        Line("no denoiser: the noise left in", _noise_left(errors["held_out"]), dashed=True, dots=False),
+        Line("network, held-out digits", _values(errors["held_out"])),
+        Line("network, digits it was trained on", _values(errors["seen"])),
+        Line("perfect memory of the training digits, held-out digits", _values(errors["memory"])),
+        Line("no denoiser: the noise left in", _noise_left(_values(errors["held_out"])), dashed=True, dots=False),
     ]
     by_noise = chart(
         lines, x="log-SNR (noise on the left, clean on the right)", y="error a pixel (RMS)", y_zero=True, width=760
@@ -264,6 +201,11 @@ def _errors(figures: dict[str, Any]) -> str:
         + figure(by_noise, "Denoising error by noise level")
         + figure(curve, "Training loss", f"means of {size} updates")
     )
+
+
+def _values(rows: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Levels and errors, without the intervals."""
+    return [(row[0], row[1]) for row in rows]
 
 
 def _noise_left(rows: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -296,17 +238,19 @@ def _table(figures: dict[str, Any]) -> str:
                 "Real digits, held out" if m is floor else m["name"],
                 "" if m is floor else str(m["calls"]),
                 "" if m is floor else f"{m['seconds']:.2f}",
-                f"{m['frechet_distance']:.3f}",
+                "{:.3f} [{:.3f}, {:.3f}]".format(m["frechet_distance"], *m["frechet_distance_95"]),
                 f"{m['frechet_distance'] / floor['frechet_distance']:.2f}",
-                "{:.1%} ({:.1%} to {:.1%})".format(m["class_agreement"], *m["class_agreement_95"]),
+                "{:.1%} [{:.1%}, {:.1%}]".format(m["class_agreement"], *m["class_agreement_95"]),
             ]
         )
-    header = ["", "calls", "seconds", "Fréchet distance", "× floor", "class agreement (95%)"]
+    header = ["", "calls", "seconds, in all", "Fréchet distance", "× floor", "class agreement"]
     count = figures["data"]["held_out"]
     return (
         f"<h2>All figures</h2><p>{count} samples each, with the labels of the {count} held-out digits. Distances are between "
         f"features of a small classifier trained on the same {figures['data']['train']} digits, samples against training digits; "
-        "they compare runs of this report, not papers. DDPM steps evenly in time, the others in log-SNR; the guidance rows are "
+        "they compare runs of this report, not papers. Brackets are 95 % intervals, of a distance for its value at ever more "
+        "samples, which is less than at few. Seconds are of all samples together, measured once. "
+        "DDPM steps evenly in time, the others in log-SNR; the guidance rows are "
         "DPM-Solver++(2M) with 20 steps.</p>" + table(header, rows, marked=[0])
     )
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..data import DataSet
 from ..denoise import CFG, FiniteDenoiser, Preconditioned
-from ..evaluate import Classifier, Moments, Proportion, class_agreement, frechet_distance
+from ..evaluate import Classifier, Estimate, Proportion, class_agreement, frechet_estimates
+from ..evaluate.estimate import of_mean
 from ..numerics.noise import Noise
 from ..process import GRIDS
 from ..sampling import ProgressBar, Trajectory, get_rule, sample
@@ -57,7 +58,7 @@ class Drawn:
         images: ``(N, C, H, W)`` in model units, clipped to [-1, 1].
         calls: calls of the network for the whole batch.
         seconds: wall time.
-        frechet: distance to the training images.
+        frechet: distance to the training images; its interval is that of its value for ever more samples.
         agreement: share of the samples that show the class asked for.
     """
 
@@ -65,7 +66,7 @@ class Drawn:
     images: Tensor
     calls: int
     seconds: float
-    frechet: float
+    frechet: Estimate
     agreement: Proportion
 
     def record(self) -> dict[str, Any]:
@@ -79,7 +80,8 @@ class Drawn:
             "samples": len(self.images),
             "calls": self.calls,
             "seconds": round(self.seconds, 3),
-            "frechet_distance": self.frechet,
+            "frechet_distance": self.frechet.value,
+            "frechet_distance_95": (self.frechet.low, self.frechet.high),
             "class_agreement": self.agreement.value,
             "class_agreement_95": self.agreement.interval(),
         }
@@ -101,13 +103,14 @@ class Judge:
     def __init__(self, classifier: Classifier, train: DataSet, held_out: DataSet) -> None:
         assert held_out.labels is not None
         self.classifier = classifier
-        self.reference = Moments.of(classifier.read(train.model_units()).features)
+        self.reference = classifier.read(train.model_units()).features
         self.floor, self.accuracy = self(held_out.model_units(), held_out.labels)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[float, Proportion]:
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Estimate, Proportion]:
         """Frechet distance and class agreement of images with the labels that were asked for."""
         seen = self.classifier.read(images)
-        return frechet_distance(Moments.of(seen.features), self.reference), class_agreement(seen.predictions, labels)
+        distance, _ = frechet_estimates(seen.features, self.reference)
+        return distance, class_agreement(seen.predictions, labels)
 
 
 def draw(
@@ -182,7 +185,7 @@ def reverse_pictures(
 
 def denoising_errors(
     model: Preconditioned, train: DataSet, held_out: DataSet, log_snrs: Sequence[float], *, seed: int
-) -> dict[str, list[tuple[float, float]]]:
+) -> dict[str, list[tuple[float, float, float, float]]]:
     """Root mean square error of a pixel of E[x | x_t], by noise level.
 
     Three lines: the model on images it was trained on, the model on held-out images, and, on held-out images, the best
@@ -196,7 +199,7 @@ def denoising_errors(
         seed: of the noise.
 
     Returns:
-        Name -> (log-SNR, error) pairs.
+        Name -> log-SNR, error, and the ends of its 95 % interval over the images.
     """
     assert train.labels is not None
     assert held_out.labels is not None
@@ -207,7 +210,7 @@ def denoising_errors(
         for label in held_out.labels.unique()
     }
     seen = train.subset(slice(0, len(held_out)))
-    out: dict[str, list[tuple[float, float]]] = {"seen": [], "held_out": [], "memory": []}
+    out: dict[str, list[tuple[float, float, float, float]]] = {"seen": [], "held_out": [], "memory": []}
     for i, level in enumerate(log_snrs):
         t = process.time(torch.tensor(level, dtype=torch.float64))
         for name, data in (("seen", seen), ("held_out", held_out)):
@@ -216,14 +219,20 @@ def denoising_errors(
             x_t = process.perturb(x, t, Noise(seed, len(x)).at(i))
             with torch.no_grad(), fast_numbers(device):
                 guess = model(x_t.to(device), t, label=data.labels.to(device)).mean.float().cpu()
-            out[name].append((level, float((guess - x).square().mean().sqrt())))
+            out[name].append((level, *_root_mean_square(guess - x)))
             if name == "held_out":
                 recalled = torch.empty_like(x)
                 for label, exact in memory.items():
                     mine = data.labels == label
                     recalled[mine] = exact(x_t[mine], t).mean
-                out["memory"].append((level, float((recalled - x).square().mean().sqrt())))
+                out["memory"].append((level, *_root_mean_square(recalled - x)))
     return out
+
+
+def _root_mean_square(errors: Tensor) -> tuple[float, float, float]:
+    """Of all numbers of ``(N, ...)``, and its interval over the N items."""
+    mean = of_mean(errors.double().square().flatten(1).mean(1))
+    return mean.value**0.5, max(0.0, mean.low) ** 0.5, mean.high**0.5
 
 
 def copying(images: Tensor, train: Tensor, held_out: Tensor) -> tuple[float, float, Tensor]:
