@@ -20,6 +20,7 @@ from trilemma.evaluate import (
     vendi_score,
 )
 from trilemma.evaluate.kernel import cubic, energy, gaussian, median_bandwidth
+from trilemma.evaluate.vendi import _below, _influence_variance, _score
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -207,6 +208,46 @@ def test_vendi_score_is_that_of_the_large_kernel_matrix(order):
     assert vendi_score(x, order=order).value == pytest.approx(exact, rel=1e-9)
 
 
+def test_vectors_that_are_zero_are_one_kind_more():
+    """As if each were a unit vector along an axis of its own, whatever the order; alone they are one kind."""
+    x = normal(40, 6, 0)
+    x[::3] = 0
+    beside = torch.cat([x, (x == 0).all(1, keepdim=True).double()], 1)
+    for order in (1.0, 2.0, math.inf):
+        found, exact = (vendi_score(z, order=order) for z in (x, beside))
+        assert (found.value, found.low, found.high) == pytest.approx((exact.value, exact.low, exact.high), rel=1e-12)
+    assert found.note == "14 of 40 features are zero and count as one kind of their own"
+    assert exact.note == ""
+    none = vendi_score(torch.zeros(20, 3))
+    assert (none.value, none.low, none.high) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("order", [0.5, 1.0, 2.0, math.inf])
+def test_influences_on_the_vendi_score_are_those_of_leaving_one_out(order):
+    """The jackknife's variance of 400 vectors, which differs in the order of 1/n."""
+    x = torch.relu(normal(400, 5, 0) * torch.tensor([3.0, 2.0, 1.0, 0.7, 0.5]) + 0.3)
+    x = x[(x > 0).any(1)]
+    n = len(x)
+    z = x / x.norm(dim=1, keepdim=True)
+    total = z.T @ z
+    without = torch.tensor([_score((total - torch.outer(a, a)) / (n - 1), order) for a in z], dtype=torch.float64)
+    exact = float((without - without.mean()).square().sum()) * (n - 1) / n
+    found = _influence_variance(x, total / n, _score(total / n, order), order, False)
+    assert found == pytest.approx(exact, rel=0.03)
+
+
+def test_the_interval_below_a_largest_value_solves_its_equation():
+    most, middle, first, second, z = 8.0, 7.8, 0.02, 0.001, 1.96
+    low, high = _below(most, middle, first, second, z)
+    assert low < middle < high < most
+    for end in (low, high):
+        assert (end - middle) ** 2 == pytest.approx(z**2 * (second + first * (most - end) / (most - middle)))
+    assert middle - low > 1.3 * (high - middle)
+    # far from the largest value it is the usual one; beyond it, it ends there
+    assert _below(1e9, 7.8, first, second, z) == pytest.approx([7.8 - z * 0.021**0.5, 7.8 + z * 0.021**0.5], rel=1e-6)
+    assert _below(8.0, 8.01, first, second, z) == pytest.approx((8.01 - z * 0.021**0.5, 8.0))
+
+
 def test_distances_refuse_what_they_cannot_measure():
     x = normal(20, 3, 0)
     broken = x.clone()
@@ -221,8 +262,6 @@ def test_distances_refuse_what_they_cannot_measure():
             metric(x[:0], x)
         with pytest.raises(ValueError, match="lengths"):
             metric(x, x[:, :2])
-    with pytest.raises(ValueError, match="zero"):
-        vendi_score(torch.zeros(20, 3))
     with pytest.raises(ValueError, match="order"):
         vendi_score(x, order=-1.0)
     with pytest.raises(ValueError, match="single class"):

@@ -19,8 +19,8 @@ from trilemma.evaluate import (
     share_copied,
 )
 from trilemma.evaluate.feature_likelihood import _fit, _log_likelihoods
-from trilemma.evaluate.manifold import _balls
-from trilemma.evaluate.rows import centred, gaps, squared_distances
+from trilemma.evaluate.manifold import _counts
+from trilemma.evaluate.rows import centred, tiles
 
 
 def normal(n, d, seed, scale=1.0, shift=0.0):
@@ -57,12 +57,12 @@ def test_halves_are_measured_within_themselves():
     draw = torch.Generator().manual_seed(0)
     of_x = torch.rand(3, 40, generator=draw) < 0.5
     of_y = torch.rand(3, 50, generator=draw) < 0.5
-    balls = _balls(*centred(y, x), 5, of_y, of_x)
+    count, filled = _counts(*reversed(centred(y, x)), 5, of_x, of_y)
     for r in range(3):
         for side in (True, False):
             held = loops(x[of_x[r] == side], y[of_y[r] == side], 5)
-            assert balls.count[r + 1, of_x[r] == side].tolist() == held.sum(0).tolist()
-            assert balls.filled[r + 1, of_y[r] == side].tolist() == held.any(1).tolist()
+            assert count[r + 1, of_x[r] == side].tolist() == held.sum(0).tolist()
+            assert filled[r + 1, of_y[r] == side].tolist() == held.sum(1).tolist()
 
 
 def test_coverage_of_equal_laws_is_the_lemma():
@@ -115,9 +115,24 @@ def test_neighbours_are_exact_for_near_copies_far_away():
     assert torch.equal(index[0], exact.indices[:3])
     own, _ = nearest(train, None)
     assert torch.allclose(own[:, 0], torch.cdist(train, train).fill_diagonal_(math.inf).min(1).values)
-    blocks = torch.cat([d for _, d in gaps(train, block=7)])
-    whole = squared_distances(train, train).fill_diagonal_(math.inf)
-    assert torch.allclose(blocks, whole, rtol=1e-9, atol=1e-6)
+    for other in (
+        None,
+        train[:11],
+    ):  # tiles of any size are parts of one matrix: of one set, those not below its diagonal
+        sets = [z for z in (train, other) if z is not None]
+        whole = (train[:, None] - sets[-1]).square().sum(2)
+        if other is None:
+            whole.fill_diagonal_(math.inf)
+        seen = torch.zeros_like(whole)
+        for rows, columns, d in tiles(*reversed(centred(*reversed(sets))), block=7):
+            assert torch.allclose(d, whole[rows, columns], rtol=1e-9, atol=1e-12)
+            seen[rows, columns] += 1
+        assert torch.equal(seen.triu(), torch.ones_like(whole).triu()) if other is None else bool((seen == 1).all())
+        for block in (4, 7, 1000):
+            values, index = nearest(train, other, 5, block=block)
+            exact = whole.sort(1)
+            assert torch.equal(index, exact.indices[:, :5])
+            assert torch.allclose(values, exact.values[:, :5].sqrt(), rtol=1e-9, atol=1e-6)
     for k in (0, 60):
         with pytest.raises(ValueError, match="take k from 1 to 59"):
             nearest(train, None, k)

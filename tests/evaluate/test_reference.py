@@ -1,8 +1,6 @@
 """What is kept by content: checksums against hashlib, damage of every kind, and no half-written file."""
 
 import hashlib
-import stat
-import warnings
 
 import pytest
 import torch
@@ -14,8 +12,9 @@ from trilemma.evaluate.reference import (
     digests_checksum,
     feature_key,
     images_checksum,
-    kept,
+    load_reading,
     load_tensors,
+    save_reading,
     save_tensors,
     tensors_checksum,
 )
@@ -69,12 +68,16 @@ def test_every_part_of_a_key_counts():
 @pytest.mark.parametrize("logits", [True, False])
 def test_what_is_kept_is_what_was_read(tmp_path, logits):
     made = reading(logits)
-    assert kept(tmp_path, KEY, lambda: made) is made
-    found = kept(tmp_path, KEY, lambda: pytest.fail("read again"))
+    assert load_reading(tmp_path, KEY) is None
+    save_reading(tmp_path, KEY, made)
+    found = load_reading(tmp_path, KEY)
     assert torch.equal(found.features, made.features)
     assert (found.logits is None) == (not logits)
-    assert kept(tmp_path, KEY.replace(KEY[0], "-"), lambda: made) is made
-    assert kept(None, KEY, lambda: made) is made
+    if logits:
+        assert torch.equal(found.logits, made.logits)
+    assert load_reading(tmp_path, KEY.replace(KEY[0], "-")) is None
+    save_reading(None, KEY, made)
+    assert load_reading(None, KEY) is None
     assert not list(tmp_path.rglob(".*"))  # nothing unfinished is left
 
 
@@ -88,12 +91,13 @@ def damage(kind, path):
 @pytest.mark.parametrize("kind", ["a bit", "cut", "empty", "nonsense"])
 def test_a_damaged_file_is_told_of_and_made_again(tmp_path, kind):
     made = reading()
-    kept(tmp_path, KEY, lambda: made)
+    save_reading(tmp_path, KEY, made)
     (path,) = tmp_path.rglob("*.safetensors")
     damage(kind, path)
-    with pytest.warns(UserWarning, match=f"{KEY}.*computed again"):
-        assert kept(tmp_path, KEY, lambda: made) is made
-    assert torch.equal(kept(tmp_path, KEY, lambda: pytest.fail("read again")).features, made.features)
+    with pytest.raises(ValueError, match=f"{KEY}.*computed again"):
+        load_reading(tmp_path, KEY)
+    save_reading(tmp_path, KEY, made)
+    assert torch.equal(load_reading(tmp_path, KEY).features, made.features)
 
 
 def test_a_file_that_something_else_wrote(tmp_path):
@@ -102,8 +106,8 @@ def test_a_file_that_something_else_wrote(tmp_path):
     path = tmp_path / "features" / f"{KEY}.safetensors"
     path.parent.mkdir()
     save_file({"features": torch.zeros(2, 2)}, path)
-    with pytest.warns(UserWarning, match="cannot be read"):
-        assert len(kept(tmp_path, KEY, reading)) == 6
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_reading(tmp_path, KEY)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
@@ -122,12 +126,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_cache_that_cannot_be_written_to_costs_no_result(tmp_path):
+def test_a_cache_that_cannot_be_written_to_says_so(tmp_path):
     (tmp_path / "features").touch()  # a file where a folder should be; holds for root too
-    made = reading()
-    with pytest.warns(UserWarning, match="not kept"):
-        assert kept(tmp_path, KEY, lambda: made) is made
-    assert stat.S_ISREG((tmp_path / "features").stat().st_mode)
+    with pytest.raises(OSError, match="features"):
+        save_reading(tmp_path, KEY, reading())
+    assert (tmp_path / "features").is_file()
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
@@ -143,6 +146,3 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "trilemma"
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        kept(None, KEY, reading)

@@ -150,16 +150,17 @@ def _run(settings: Evaluate, metrics: tuple[str, ...], world: "World") -> int:
 
 
 def _check_names(settings: Evaluate) -> tuple[str, ...]:
-    """The metrics, after names that do not exist are found, before anything is loaded.
+    """The metrics, after names that do not exist are found, and weights that nothing reads, before anything is loaded.
 
     Raises:
-        ValueError: the nearest one is named.
+        ValueError: the nearest one is named, or the fix.
     """
     from .._names import lookup
     from ..evaluate import METRICS
-    from ..evaluate.extractors import EXTRACTORS
+    from ..evaluate.extractors import EXTRACTORS, check_weights
 
     lookup("extractor", settings.extractor, dict.fromkeys([*EXTRACTORS, "auto"]))
+    check_weights(settings.extractor, settings.weights)
     metrics = metric_names(settings.metrics)
     for name in metrics:
         if "held_out" in METRICS[name].needs and settings.held_out is None:

@@ -27,6 +27,7 @@ from .reference import load_tensors, save_tensors, tensors_checksum
 __all__ = [
     "EXTRACTORS",
     "Subject",
+    "check_weights",
     "from_classifier",
     "load_classifier",
     "make_extractor",
@@ -193,6 +194,22 @@ EXTRACTORS: dict[str, Callable[[Subject], Extractor]] = {
 }
 
 
+def check_weights(name: str, weights: str | Path | None) -> None:
+    """See that weights are for an extractor that reads some.
+
+    Raises:
+        ValueError: it has none to read.
+
+    >>> check_weights("inception", "weights.pth")
+    >>> check_weights("pixels", "weights.pth")
+    Traceback (most recent call last):
+        ...
+    ValueError: pixels reads no weights; leave out weights.pth, or name the extractor that it is for
+    """
+    if weights is not None and name in ("random", "pixels"):
+        raise ValueError(f"{name} reads no weights; leave out {weights}, or name the extractor that it is for")
+
+
 def make_extractor(name: str, subject: Subject) -> Extractor:
     """An extractor by its name.
 
@@ -201,7 +218,7 @@ def make_extractor(name: str, subject: Subject) -> Extractor:
         subject: what it may be made of.
 
     Raises:
-        ValueError: no such name (the nearest is named), or it cannot be made of this.
+        ValueError: no such name (the nearest is named), weights for one that reads none, or it cannot be made of this.
         FileNotFoundError: its weights are not here.
         ImportError: it needs a package that is not installed.
 
@@ -210,4 +227,5 @@ def make_extractor(name: str, subject: Subject) -> Extractor:
     """
     if name not in EXTRACTORS:
         raise unknown("extractor", name, EXTRACTORS)
+    check_weights(name, subject.weights)
     return EXTRACTORS[name](subject)

@@ -9,13 +9,14 @@ A sample that copies a training image gets a tiny s_j, which explains that image
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ..numerics.noise import Noise
 from .estimate import Estimate, halves, of_halves
-from .rows import checked, gaps
+from .rows import blocks, checked, squared_distances
 
 __all__ = ["feature_likelihood_divergence"]
 
@@ -102,6 +103,12 @@ def feature_likelihood_divergence(
     )
 
 
+def _strips(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances of some of ``x`` to all of ``y``, which are at most ``most``; and which of ``x``."""
+    for part in blocks(len(x)):
+        yield part, squared_distances(x[part], y)
+
+
 def _log_terms(squared: Tensor, log_variances: Tensor, dims: int) -> Tensor:
     """Logarithms of the Gaussians in (1) for squared distances and the log variance of each column."""
     return (squared * (-0.5 * (-log_variances).exp())).sub_(0.5 * dims * (log_variances + math.log(2 * math.pi)))
@@ -109,7 +116,7 @@ def _log_terms(squared: Tensor, log_variances: Tensor, dims: int) -> Tensor:
 
 def _log_likelihoods(x: Tensor, centres: Tensor, log_variances: Tensor) -> Tensor:
     """(1) for each row of ``x``."""
-    found = [_log_terms(d, log_variances, x.shape[1]).logsumexp(1) for _, d in gaps(x, centres)]
+    found = [_log_terms(d, log_variances, x.shape[1]).logsumexp(1) for _, d in _strips(x, centres)]
     return torch.cat(found) - math.log(len(centres))
 
 
@@ -117,7 +124,7 @@ def _fit(centres: Tensor, x: Tensor, rounds: int, start: Tensor | None = None) -
     """``(len(centres),)``: log variances by EM, (2), from those of each centre's nearest point or from ``start``."""
     dims = x.shape[1]
     if start is None:
-        least = torch.cat([d.min(1).values for _, d in gaps(centres, x)])
+        least = torch.cat([d.min(1).values for _, d in _strips(centres, x)])
         start = ((least + 1e-3) / dims).log()
     log_variances, background = start, torch.zeros((), dtype=torch.float64)
     far = _NEAR * (x - x.mean(0)).square().sum(1)
@@ -125,7 +132,7 @@ def _fit(centres: Tensor, x: Tensor, rounds: int, start: Tensor | None = None) -
     for _ in range(rounds):
         weight, squares = torch.zeros_like(log_variances), torch.zeros_like(log_variances)
         outer_weight = outer_squares = likelihood = 0.0
-        for part, d in gaps(x, centres):
+        for part, d in _strips(x, centres):
             terms = _log_terms(d, log_variances, dims).sub_(math.log(len(centres)))
             outer = _log_terms(far[part], background, dims)
             total = torch.logaddexp(terms.logsumexp(1), outer)

@@ -90,12 +90,12 @@ def frechet_estimates(
     (True, True)
     """
     x, y = _in_their_span(checked(samples, least=16), checked(reference, least=16, name="references"))
-    a, b = _moments(x), _moments(y)
+    a, b = Moments.of(x), Moments.of(y)
     value = frechet_distance(a, b)
     orders = zip(*(shuffles(len(f), halvings, seed=seed, stream=i) for i, f in ((1, x), (2, y))))
     half, quarter = torch.empty(halvings, dtype=torch.float64), torch.empty(halvings, dtype=torch.float64)
     for r, order in enumerate(orders):
-        ours, theirs = ([_moments(f[i]) for i in shuffled.tensor_split(4)] for f, shuffled in zip((x, y), order))
+        ours, theirs = ([Moments.of(f[i]) for i in shuffled.tensor_split(4)] for f, shuffled in zip((x, y), order))
         quarter[r] = sum(frechet_distance(p, q) for p, q in zip(ours, theirs)) / 4
         half[r] = sum(frechet_distance(ours[i] + ours[i + 1], theirs[i] + theirs[i + 1]) for i in (0, 2)) / 2
     infinity = float(8 * value - 6 * half.mean() + quarter.mean()) / 3  # (6)
@@ -147,12 +147,6 @@ def _factor(covariance: Tensor) -> Tensor:
     rounding = len(values) * torch.finfo(values.dtype).eps * values[-1]
     some = values > rounding
     return vectors[:, some] * values[some].sqrt()
-
-
-def _moments(features: Tensor) -> Moments:
-    """Moments of many rows, of which few are in float64 at once."""
-    parts = [Moments.of(part) for part in features.split(4096)]
-    return sum(parts[1:], parts[0])
 
 
 def _influence_variance(x: Tensor, y: Tensor, a: Moments, b: Moments) -> float:

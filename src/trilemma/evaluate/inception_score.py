@@ -5,6 +5,8 @@
 (3)  jackknife: bias (n - 1)(mean T_(-i) - T), variance (n - 1)/n sum (T_(-i) - mean)^2
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +17,8 @@ from .estimate import Estimate, of_variance
 from .rows import checked
 
 __all__ = ["ClassSums", "inception_score", "inception_score_splits"]
+
+_VALUES = 1 << 15  # of a block, in float64: it stays in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +47,12 @@ class ClassSums:
         Raises:
             ValueError: not two axes, no row, one class, or a value that is not finite.
         """
-        p, entropy = _probabilities(_checked(logits, least=1))
-        return cls(len(p), p.sum(0), float(entropy.sum()))
+        logits = _checked(logits, least=1)
+        probability, entropy = torch.zeros(logits.shape[1], dtype=torch.float64), 0.0
+        for _, weights, total, own in _blocks(logits):
+            probability += (1 / total) @ weights
+            entropy += float(own.sum())
+        return cls(len(logits), probability, entropy)
 
     def __add__(self, other: "ClassSums") -> "ClassSums":
         return ClassSums(self.n + other.n, self.probability + other.probability, self.entropy + other.entropy)
@@ -70,7 +78,7 @@ def inception_score(logits: Tensor, *, confidence: float = 0.95) -> Estimate:
     Raises:
         ValueError: fewer than 20 rows, or logits that are not finite.
 
-    Cost: O(N classes) time, two passes; memory of one block.
+    Cost: O(N classes) time, two passes; memory of one block and of a number an image.
 
     Source: Salimans et al. 2016, arXiv 1606.03498, section 4; the splits: Barratt and Sharma 2018, arXiv 1801.01973.
 
@@ -78,10 +86,11 @@ def inception_score(logits: Tensor, *, confidence: float = 0.95) -> Estimate:
     4.0
     """
     logits = _checked(logits, least=20)
-    sums = _sums(logits)
-    without = torch.cat([_without(sums, part) for part in logits.split(4096)])
+    parts = _splits(logits, 10)
+    sums = sum(parts[1:], parts[0])
+    without = _without(sums, logits)
     n, mean = sums.n, float(without.mean())
-    split, deviation = inception_score_splits(logits)
+    split, deviation = _summary(parts)
     return of_variance(
         sums.score,
         float((without - mean).square().sum()) * (n - 1) / n,  # (3)
@@ -111,9 +120,16 @@ def inception_score_splits(logits: Tensor, *, splits: int = 10) -> tuple[float, 
     >>> inception_score_splits(50 * torch.eye(4).repeat(10, 1))
     (4.0, 0.0)
     """
-    n = len(checked(logits, least=max(1, splits)))
-    edges = [i * n // splits for i in range(splits + 1)]
-    scores = torch.tensor([_sums(logits[i:j]).score for i, j in pairwise(edges)], dtype=torch.float64)
+    return _summary(_splits(checked(logits, least=max(1, splits)), splits))
+
+
+def _splits(logits: Tensor, splits: int) -> list[ClassSums]:
+    edges = [i * len(logits) // splits for i in range(splits + 1)]
+    return [ClassSums.of(logits[i:j]) for i, j in pairwise(edges)]
+
+
+def _summary(parts: list[ClassSums]) -> tuple[float, float]:
+    scores = torch.tensor([part.score for part in parts], dtype=torch.float64)
     return float(scores.mean()), float(scores.std(correction=0))
 
 
@@ -124,22 +140,23 @@ def _checked(logits: Tensor, *, least: int) -> Tensor:
     return x
 
 
-def _probabilities(logits: Tensor) -> tuple[Tensor, Tensor]:
-    x = logits.to(torch.float64, copy=True)
-    x -= x.amax(1, keepdim=True)
-    p = x.exp()
-    total = p.sum(1)
-    p /= total[:, None]
-    return p, total.log() - torch.linalg.vecdot(p, x)  # H = log sum e^x - sum p x
-
-
-def _sums(logits: Tensor) -> ClassSums:
-    parts = [ClassSums.of(part) for part in logits.split(4096)]
-    return sum(parts[1:], parts[0])
+def _blocks(logits: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Which rows; w with p_i = w_i / t_i; t; and the entropies H(p_i) = log t - sum w x / t, for x less its largest."""
+    rows = max(1, _VALUES // logits.shape[1])
+    for start in range(0, len(logits), rows):
+        part = slice(start, min(start + rows, len(logits)))
+        x = logits[part].to(torch.float64, copy=True)
+        x -= x.amax(1, keepdim=True)
+        weights = x.exp()
+        total = weights.sum(1)
+        yield part, weights, total, total.log() - torch.linalg.vecdot(weights, x) / total
 
 
 def _without(sums: ClassSums, logits: Tensor) -> Tensor:
-    """``(rows,)``: the score without each of these rows, (2)."""
-    p, entropy = _probabilities(logits)
-    rest = ((sums.probability - p) / (sums.n - 1)).clamp_(min=0)
-    return (torch.special.entr(rest).sum(1) - (sums.entropy - entropy) / (sums.n - 1)).exp()
+    """``(N,)``: the score without each row, (2), where H(r / m) = log m - sum r log r / m for r = n p - p_i that sum to m."""
+    scores, rest = torch.empty(len(logits), dtype=torch.float64), sums.n - 1
+    for part, weights, total, own in _blocks(logits):
+        r = (sums.probability - weights / total[:, None]).clamp_(min=torch.finfo(torch.float64).tiny)
+        entropy = math.log(rest) - torch.linalg.vecdot(r, r.log()) / rest
+        scores[part] = (entropy - (sums.entropy - own) / rest).exp()
+    return scores

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..numerics.noise import Noise
 from .estimate import Estimate, of_variance
-from .rows import BLOCK, centred, checked, squared_distances
+from .rows import Rows, blocks, centred, checked, squared_distances
 
 __all__ = [
     "clip_distance",
@@ -38,7 +38,7 @@ def cubic(x: Tensor, y: Tensor) -> Tensor:
     >>> cubic(torch.ones(1, 4), torch.ones(1, 4))
     tensor([[8.]])
     """
-    return (x @ y.T).div_(x.shape[1]).add_(1).pow_(3)
+    return torch.addmm(x.new_ones(()), x, y.T, alpha=1 / x.shape[1]).pow_(3)
 
 
 def gaussian(bandwidth: float) -> Kernel:
@@ -74,7 +74,7 @@ def median_bandwidth(features: Tensor, *, most: int = 2000) -> float:
     >>> median_bandwidth(torch.tensor([[0.0], [1.0], [3.0]]))
     2.0
     """
-    (x,) = centred(checked(features[:most]))
+    x = centred(checked(features[:most]))[0][:]
     distances = squared_distances(x, x)
     above = torch.triu_indices(len(x), len(x), 1)
     median = float(distances[above[0], above[1]].median().sqrt())
@@ -111,7 +111,7 @@ def kernel_distance(
     Raises:
         ValueError: fewer than four vectors in a set, lengths differ, or a value is not finite.
 
-    Cost: O((N + M)^2 D), at most O((N + M) ``size`` D); memory O(``size``).
+    Cost: O((N + M)^2 D), at most O((N + M) ``size`` D); memory of a tile of pairs and of a few numbers a vector.
 
     Source: Gretton et al. 2012, JMLR 13, 723, lemma 6; Binkowski et al. 2018, arXiv 1801.01401; (5): Sutherland et al.
     2017, arXiv 1611.04488, appendix A.
@@ -169,7 +169,7 @@ def kernel_distance_subsets(
     values = torch.empty(subsets, dtype=torch.float64)
     for s in range(subsets):
         i, j = (torch.randperm(len(z), generator=draw)[:size] for z in (x, y))
-        values[s] = _Sums.of(x[i], y[j], kernel).unbiased
+        values[s] = _Sums.of(x.subset(i), y.subset(j), kernel).unbiased
     return float(values.mean()), float(values.std(correction=0))
 
 
@@ -218,7 +218,7 @@ class _Sums:
     variance: float
 
     @classmethod
-    def of(cls, x: Tensor, y: Tensor, kernel: Kernel) -> "_Sums":
+    def of(cls, x: Rows, y: Rows, kernel: Kernel) -> "_Sums":
         n, m = len(x), len(y)
         xx, xx2, diagonal_x = _within(x, kernel)
         yy, yy2, diagonal_y = _within(y, kernel)
@@ -235,11 +235,11 @@ class _Sums:
         return cls(unbiased, biased, max(linear - second, second / 2))
 
 
-def _both(samples: Tensor, reference: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor]:
+def _both(samples: Tensor, reference: Tensor, kernel: Kernel) -> tuple[Rows, Rows]:
     """Both sets, checked; centred where the kernel does not see it, so that distances lose nothing far from zero."""
     x, y = checked(samples, least=4), checked(reference, least=4, name="references")
     y_centred, x_centred = centred(y, x)
-    return (x.double(), y.double()) if kernel is cubic else (x_centred, y_centred)
+    return (Rows(x), Rows(y)) if kernel is cubic else (x_centred, y_centred)
 
 
 def _parts(samples: Tensor, reference: Tensor, kernel: Kernel, size: int, seed: int) -> list[_Sums]:
@@ -255,32 +255,36 @@ def _parts(samples: Tensor, reference: Tensor, kernel: Kernel, size: int, seed: 
         Noise(seed, 1).at(i).uniform((1, len(z)), dtype=torch.float64)[0].argsort().tensor_split(count)
         for i, z in enumerate((x, y))
     ]
-    return [_Sums.of(x[i], y[j], kernel) for i, j in zip(*order)]
+    return [_Sums.of(x.subset(i), y.subset(j), kernel) for i, j in zip(*order)]
 
 
-def _within(x: Tensor, kernel: Kernel) -> tuple[Tensor, float, float]:
+def _within(x: Rows, kernel: Kernel) -> tuple[Tensor, float, float]:
     """Row means without the diagonal, mean square without it, mean of the diagonal."""
     n = len(x)
-    rows, squares, diagonal = torch.zeros(n, dtype=torch.float64), 0.0, 0.0
-    for start in range(0, n, BLOCK):  # the upper triangle of blocks: k is symmetric
-        stop = min(start + BLOCK, n)
-        k = kernel(x[start:stop], x[start:])
-        own, rest = k[:, : stop - start], k[:, stop - start :]
-        diagonal += float(own.diagonal().sum())
-        own.diagonal().zero_()
-        rows[start:stop] += k.sum(1)
-        rows[stop:] += rest.sum(0)
-        squares += float(torch.linalg.vector_norm(own).square() + 2 * torch.linalg.vector_norm(rest).square())
-    return rows / (n - 1), squares / (n * (n - 1)), diagonal / n
+    sums, squares, diagonal = torch.zeros(n, dtype=torch.float64), 0.0, 0.0
+    for rows in blocks(n):
+        here = x[rows]
+        for columns in blocks(n, rows.start):  # on and above the diagonal: k is symmetric
+            k = kernel(here, here if columns == rows else x[columns])
+            if columns == rows:
+                diagonal += float(k.diagonal().sum())
+                k.diagonal().zero_()
+            else:
+                sums[columns] += k.sum(0)
+            sums[rows] += k.sum(1)
+            squares += (1 + (columns != rows)) * float(torch.linalg.vector_norm(k)) ** 2
+    return sums / (n - 1), squares / (n * (n - 1)), diagonal / n
 
 
-def _across(x: Tensor, y: Tensor, kernel: Kernel) -> tuple[Tensor, Tensor, float]:
+def _across(x: Rows, y: Rows, kernel: Kernel) -> tuple[Tensor, Tensor, float]:
     """Row means, column means and mean square."""
     n, m = len(x), len(y)
-    rows, columns, squares = [], torch.zeros(m, dtype=torch.float64), 0.0
-    for part in x.split(BLOCK):
-        k = kernel(part, y)
-        rows.append(k.mean(1))
-        columns += k.sum(0)
-        squares += float(torch.linalg.vector_norm(k).square())
-    return torch.cat(rows), columns / n, squares / (n * m)
+    row, column, squares = torch.zeros(n, dtype=torch.float64), torch.zeros(m, dtype=torch.float64), 0.0
+    for rows in blocks(n):
+        here = x[rows]
+        for columns in blocks(m):
+            k = kernel(here, y[columns])
+            row[rows] += k.sum(1)
+            column[columns] += k.sum(0)
+            squares += float(torch.linalg.vector_norm(k)) ** 2
+    return row / m, column / n, squares / (n * m)

@@ -6,17 +6,18 @@ B(z) is the closed ball about z that reaches to its k-th nearest neighbour in it
 (2)  density = mean over samples of the number of B(real) they are in, over k
 (3)  coverage = share of B(real) with a sample in it; of equal laws, E coverage = 1 - C(M - 1, k) / C(N + M - 1, k) -> 1 - 2^-k
 
-The balls of all random halves are tested in one pass over the distances, so that intervals cost little more than values.
+The balls of all random halves are tested in the pass over the distances that tests those of the whole sets.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .estimate import Estimate, halves, of_halves, of_share
-from .rows import centred, checked, gaps
+from .rows import Rows, centred, checked, smallest, tiles
 
 __all__ = ["density_coverage", "expected_coverage", "precision_recall"]
 
@@ -48,7 +49,7 @@ def precision_recall(
     Raises:
         ValueError: too few vectors for ``k``, lengths differ, or a value is not finite.
 
-    Cost: O((N + M)^2 D) time; memory O(N + M) for each halving.
+    Cost: O((N^2 / 2 + N M + M^2 / 2) D) time; memory of a tile of pairs, and of k + 2 ``halvings`` numbers a vector.
 
     Source: Kynkaanniemi et al. 2019, arXiv 1904.06991, equations (1) and (2).
 
@@ -58,13 +59,14 @@ def precision_recall(
     (1.0, 0.575)
     """
     x, y = _both(samples, reference, k, halvings)
-    sides = _sides(x, y, halvings, seed)
-    inside = _balls(y, x, k, sides[1], sides[0]).held
-    around = _balls(x, y, k, sides[0], sides[1]).held
-    return (
-        _estimate(inside.double(), sides[0], min(len(x), len(y)), confidence, most=1.0),
-        _estimate(around.double(), sides[1], min(len(x), len(y)), confidence, most=1.0),
-    )
+    of_x, of_y = _sides(x, y, halvings, seed)
+    around_x, around_y = _Balls.of(x, k, of_x), _Balls.of(y, k, of_y)
+    inside, around = (torch.zeros(halvings + 1, len(z), dtype=torch.int32) for z in (x, y))
+    for i, j, squared in _pairs(y, x, around_y.reach, around_x.reach):
+        inside.index_add_(1, j, around_y.hold(squared, i, of_x[:, j]))
+        around.index_add_(1, i, around_x.hold(squared, j, of_y[:, i]))
+    n = min(len(x), len(y))
+    return _estimate(inside > 0, of_x, n, confidence, most=1.0), _estimate(around > 0, of_y, n, confidence, most=1.0)
 
 
 def density_coverage(
@@ -91,7 +93,7 @@ def density_coverage(
     Raises:
         ValueError: see `precision_recall`.
 
-    Cost: see `precision_recall`.
+    Cost: O((N M + M^2 / 2) D) time; memory as `precision_recall`.
 
     Source: Naeem et al. 2020, arXiv 2002.09797, equations (4) and (5), lemma 2.
 
@@ -101,13 +103,10 @@ def density_coverage(
     (True, 0.55)
     """
     x, y = _both(samples, reference, k, halvings)
-    sides = _sides(x, y, halvings, seed)
-    balls = _balls(y, x, k, sides[1], sides[0])
+    of_x, of_y = _sides(x, y, halvings, seed)
+    count, filled = _counts(x, y, k, of_x, of_y)
     n = min(len(x), len(y))
-    return (
-        _estimate(balls.count / k, sides[0], n, confidence),
-        _estimate(balls.filled.double(), sides[1], n, confidence, most=1.0),
-    )
+    return _estimate(count, of_x, n, confidence, unit=k), _estimate(filled > 0, of_y, n, confidence, most=1.0)
 
 
 def expected_coverage(samples: int, reference: int, k: int = 5) -> float:
@@ -129,73 +128,88 @@ def expected_coverage(samples: int, reference: int, k: int = 5) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Balls:
-    """Row 0 for all items, row r for the halves of halving r, each within itself.
+    """Balls about some vectors: row 0 among all of them, row r within each half of halving r.
 
     Args:
-        held: ``(R + 1, points)``, whether a point is in some ball.
-        count: ``(R + 1, points)``, in how many.
-        filled: ``(R + 1, centres)``, whether a point is in this ball.
+        radii: ``(R + 1, N)`` squared.
+        sides: ``(R, N)`` bool, which half a vector is in.
     """
 
-    held: Tensor
-    count: Tensor
-    filled: Tensor
+    radii: Tensor
+    sides: Tensor
+
+    @classmethod
+    def of(cls, x: Rows, k: int, sides: Tensor) -> "_Balls":
+        several = min(len(x) - 1, 4 * k + 24 if len(sides) else k)  # fewer than k of these in a half: once in a million
+        squared, index = smallest(x, k=several)
+        radii = [squared[:, k - 1]]
+        for side in sides:
+            rank = (side[index] == side[:, None]).cumsum(1)
+            radii.append(squared.gather(1, (rank < k).sum(1, keepdim=True).clamp_(max=several - 1))[:, 0])
+        return cls(torch.stack(radii), sides)
+
+    @property
+    def reach(self) -> Tensor:
+        """``(N,)``: beyond it no ball about a vector matters."""
+        return self.radii.amax(0)
+
+    def hold(self, squared: Tensor, centre: Tensor, side: Tensor) -> Tensor:
+        """Whether the ball of a centre holds a point at a squared distance, of its own half: ``(R + 1, pairs)`` int32.
+
+        Args:
+            squared: ``(pairs,)``.
+            centre: ``(pairs,)`` int64.
+            side: ``(R, pairs)`` bool, which half the point is in.
+        """
+        inside = squared <= self.radii[:, centre]
+        inside[1:] &= self.sides[:, centre] == side
+        return inside.int()
 
 
-def _both(samples: Tensor, reference: Tensor, k: int, halvings: int) -> tuple[Tensor, Tensor]:
+def _pairs(y: Rows, x: Rows, reach_y: Tensor, reach_x: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The few pairs within reach of either: which of ``y``, which of ``x``, and their squared distances."""
+    for rows, columns, d in tiles(y, x):
+        near = d <= reach_y[rows, None]
+        if reach_x is not None:
+            near |= d <= reach_x[columns]
+        for i, j in (few.T for few in near.nonzero().split(1 << 14)):
+            yield i + rows.start, j + columns.start, d[i, j]
+
+
+def _counts(x: Rows, y: Rows, k: int, of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+    """``(R + 1, N)``, how many balls about ``y`` hold each of ``x``; and ``(R + 1, M)``, how many of ``x`` each of them holds."""
+    balls = _Balls.of(y, k, of_y)
+    count, filled = (torch.zeros(len(of_x) + 1, len(z), dtype=torch.int32) for z in (x, y))
+    for i, j, squared in _pairs(y, x, balls.reach):
+        inside = balls.hold(squared, i, of_x[:, j])
+        count.index_add_(1, j, inside)
+        filled.index_add_(1, i, inside)
+    return count, filled
+
+
+def _both(samples: Tensor, reference: Tensor, k: int, halvings: int) -> tuple[Rows, Rows]:
     if k < 1:
         raise ValueError(f"a ball reaches to the k-th neighbour, k >= 1; got {k}")
     x, y = checked(samples), checked(reference, name="references")
     least = 2 * k + 4 if halvings else k + 1
     if min(len(x), len(y)) < least:
         raise ValueError(f"k = {k} needs at least {least} vectors in each set; got {len(x)} and {len(y)}")
-    y, x = centred(y, x)
-    return x, y
+    rows_y, rows_x = centred(y, x)
+    return rows_x, rows_y
 
 
-def _sides(x: Tensor, y: Tensor, halvings: int, seed: int) -> tuple[Tensor, Tensor]:
+def _sides(x: Rows, y: Rows, halvings: int, seed: int) -> tuple[Tensor, Tensor]:
     return halves(len(x), halvings, seed=seed, stream=1), halves(len(y), halvings, seed=seed, stream=2)
 
 
-def _squared_radii(x: Tensor, k: int, sides: Tensor) -> Tensor:
-    """``(R + 1, N)``: to the k-th neighbour among all, and among those of the same half."""
-    several = min(
-        len(x) - 1, 4 * k + 24 if len(sides) else k
-    )  # fewer than k of these in a half: about once in a million
-    found = []
-    for part, d in gaps(x):
-        values, index = d.topk(several, largest=False)
-        radii = [values[:, k - 1]]
-        for side in sides:
-            rank = (side[index] == side[part][:, None]).cumsum(1)
-            radii.append(values.gather(1, (rank < k).sum(1, keepdim=True).clamp_(max=several - 1))[:, 0])
-        found.append(torch.stack(radii))
-    return torch.cat(found, 1)
-
-
-def _balls(centres: Tensor, points: Tensor, k: int, of_centres: Tensor, of_points: Tensor) -> _Balls:
-    radii = _squared_radii(centres, k, of_centres)
-    widest = radii.max(0).values
-    count = torch.zeros(len(radii), len(points), dtype=torch.float64)
-    within = torch.zeros(len(radii), len(centres), dtype=torch.float64)
-    for part, d in gaps(centres, points):
-        near = (d <= widest[part, None]).nonzero()  # the few pairs that matter to any halving
-        for row, column in (few.T for few in near.split(1 << 16)):
-            centre = row + part.start
-            inside = d[row, column] <= radii[:, centre]
-            inside[1:] &= of_centres[:, centre] == of_points[:, column]
-            count.index_add_(1, column, inside.double())
-            within.index_add_(1, centre, inside.double())
-    return _Balls(count > 0, count, within > 0)
-
-
-def _estimate(rows: Tensor, sides: Tensor, n: int, confidence: float, most: float = math.inf) -> Estimate:
-    """The mean of row 0; an interval from the means of the halves in the others."""
-    value = float(rows[0].mean())
+def _estimate(
+    rows: Tensor, sides: Tensor, n: int, confidence: float, *, unit: int = 1, most: float = math.inf
+) -> Estimate:
+    """The mean of row 0 in units of ``unit``; an interval from the means of the halves in the others."""
+    value = float(rows[0].double().mean()) / unit
     if len(sides) == 0:
         return Estimate(value, -math.inf, math.inf, n, "no halvings, no interval", confidence)
     if most == 1 and value in (0, 1):  # no half varies, which does not say that the other kind never comes
         return replace(of_share(value, rows.shape[1], confidence=confidence), n=n)
-    halved = rows[1:]
-    parts = torch.stack([(halved * side).sum(1) / side.sum(1) for side in (sides, ~sides)], 1)
+    parts = torch.stack([(rows[1:] * side).sum(1) / (unit * side.sum(1)) for side in (sides, ~sides)], 1)
     return of_halves(value, parts, n=n, method=_METHOD, unbiased=False, least=0.0, most=most, confidence=confidence)

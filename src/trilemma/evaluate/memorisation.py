@@ -34,7 +34,7 @@ def authenticity(samples: Tensor, training: Tensor, *, confidence: float = 0.95)
     Raises:
         ValueError: lengths differ, a value is not finite, or there are fewer than two training images.
 
-    Cost: O((N + M) M D) time, memory O(M).
+    Cost: O((N + M) M D) time, memory of a tile of pairs and of a few numbers a vector.
 
     Source: Alaa et al. 2022, arXiv 2102.08921, section 4.3 (in the features' space).
 
@@ -95,7 +95,7 @@ def nearer_than_held_out(samples: Tensor, training: Tensor, held_out: Tensor, *,
     Raises:
         ValueError: fewer than two vectors in a set, lengths differ, or a value is not finite.
 
-    Cost: O((n + m) M D) time, memory O(M).
+    Cost: O((n + m) M D) time, memory as `authenticity`.
 
     Differs: the paper reports (4) only, which grows with the root of n; the share does not.
 
@@ -154,7 +154,7 @@ def copy_score(samples: Tensor, training: Tensor, held_out: Tensor, *, cells: in
     """
     for z, name in ((samples, "samples"), (training, "training images"), (held_out, "held-out images")):
         checked(z, name=name)
-    train, made, real = centred(training, samples, held_out)
+    train, made, real = (rows[:] for rows in centred(training, samples, held_out))
     centres = _centres(train, cells, seed)
     homes = [squared_distances(z, centres).argmin(1) for z in (train, made, real)]
     total, weight = 0.0, 0

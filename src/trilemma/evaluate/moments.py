@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered batch by batch in float64 and merged across processes.
+"""Mean and covariance of features, gathered block by block in float64 and merged across processes.
 
 (1)  with n, m, S of one part (S = sum of (x - m)(x - m)^T) and n', m', S' of another, d = m' - m, N = n + n':
      m <- m + d n'/N,    S <- S + S' + d d^T n n'/N
@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .rows import finite
+
 __all__ = ["Moments"]
+
+_ROWS, _COLUMNS = 256, 128  # of a product at once, in float64: they stay in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,15 +41,25 @@ class Moments:
 
         Raises:
             ValueError: not two axes, no row, or a value that is not finite.
+
+        Cost: O(N D^2) time, of which the half above the diagonal is computed; memory O(D^2), whatever N.
         """
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features must be (N, D) with N >= 1; got {tuple(features.shape)}")
-        x = features.detach().cpu().double()
-        if not bool(x.isfinite().all()):
+        x = features.detach().cpu()
+        if not finite(x):
             raise ValueError("features have a NaN or infinity")
-        mean = x.mean(0)
-        x = x - mean
-        return cls(len(x), mean, x.T @ x)
+        n, dims = x.shape
+        mean, scatter = torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
+        for part in x.split(_ROWS):
+            mean += part.double().sum(0)
+        mean /= n
+        for part in x.split(_ROWS):
+            z = part.to(torch.float64, copy=True).sub_(mean)
+            for start in range(0, dims, _COLUMNS):
+                band = slice(start, start + _COLUMNS)
+                scatter[band, start:].addmm_(z[:, band].T, z[:, start:])
+        return cls(n, mean, scatter.triu() + scatter.triu(1).T)
 
     def __add__(self, other: "Moments") -> "Moments":
         if self.mean.shape != other.mean.shape:

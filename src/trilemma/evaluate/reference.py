@@ -12,8 +12,7 @@ it, and one that fails it is made again.
 import hashlib
 import json
 import os
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,6 @@ __all__ = [
     "digests_checksum",
     "feature_key",
     "images_checksum",
-    "kept",
     "load_reading",
     "load_tensors",
     "save_reading",
@@ -203,35 +201,6 @@ def save_reading(folder: Path | None, key: str, reading: Reading) -> None:
     if folder is not None:
         logits = {} if reading.logits is None else {"logits": reading.logits}
         save_tensors(_path(folder, key), {"features": reading.features} | logits, {"key": key})
-
-
-def kept(folder: Path | None, key: str, read: Callable[[], Reading]) -> Reading:
-    """Features from the cache, or read now and kept.
-
-    Args:
-        folder: of the cache; ``None`` reads and keeps nothing.
-        key: see `feature_key`.
-        read: makes them. It is called where there is no file or a damaged one, which is warned of; a folder that cannot be
-            written to is warned of too, and the features are returned all the same.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> first = kept(folder, "0" * 40, lambda: Reading(torch.ones(2, 3)))
-    >>> kept(folder, "0" * 40, lambda: 1 / 0).features.sum().item()
-    6.0
-    """
-    try:
-        found = load_reading(folder, key)
-        if found is not None:
-            return found
-    except ValueError as error:
-        warnings.warn(str(error), stacklevel=2)
-    reading = read()
-    try:
-        save_reading(folder, key, reading)
-    except OSError as error:
-        warnings.warn(f"features are not kept: {error}", stacklevel=2)
-    return reading
 
 
 def _path(folder: Path, key: str) -> Path:
