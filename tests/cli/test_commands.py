@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from trilemma.cli import config, contenders, demo
 from trilemma.cli.main import COMMANDS, main
 from trilemma.data import load
 from trilemma.process import VP, Shifted
@@ -259,7 +260,13 @@ def test_interrupt_saves_and_says_how_to_go_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_demo_writes_a_report_that_is_whole_and_self_contained(tmp_path, capsys):
+def test_demo_writes_a_report_that_is_whole_and_self_contained(tmp_path, capsys, monkeypatch):
+    """With a small network, timed once, however short it is: how times are taken, other tests tell."""
+    monkeypatch.setattr(contenders, "_WARM", 0.0)
+    preset, small = config.read_yaml, {"net": "unet", "net_options": ["widths=[8,8]", "blocks=1", "attention=[]"]}
+    monkeypatch.setattr(config, "read_yaml", lambda name: preset(name) | (small if name == "digits" else {}))
+    studied, study = [], demo._study
+    monkeypatch.setattr(demo, "_study", lambda *given: studied.append(study(*given)) or studied[-1])
     out = tmp_path / "demo"
     few = ["--steps", "2", "--vae-steps", "2", "--gan-steps", "2", "--chain", "3", "--tuned", "0", "--bits", "4"]
     words = ["demo", "--out", str(out), *few, "--classifier-steps", "10", "--n", "20"]
@@ -290,6 +297,7 @@ def test_demo_writes_a_report_that_is_whole_and_self_contained(tmp_path, capsys)
     assert len(list((out / "samples").glob("*.png"))) == len(rows) + len(calls)
     capsys.readouterr()
     drawn = {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()}
+    monkeypatch.setattr(demo, "_study", lambda *given: studied[0])  # which takes half of the time
     assert main(words) == 0  # again: nothing is trained or drawn twice
     assert {path: path.stat().st_mtime_ns for path in (out / "rows").iterdir()} == drawn
     for family in ("diffusion", "vae", "gan"):

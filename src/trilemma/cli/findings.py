@@ -88,9 +88,9 @@ def _speed(rows: Sequence[Row]) -> list[str]:
     ratio = slow["seconds"] / quick["seconds"]
     if ratio < _ALIKE:
         return []
-    who = "is the fastest without a clear loss of quality" if len(equal) > 1 else "has this quality"
+    who = "is the fastest without a clear loss of quality: " if len(equal) > 1 else "takes "
     return [
-        f"<b>Speed.</b> {quick['name']} {who}: {seconds(quick)} a sample and {calls(quick)} of the network, "
+        f"<b>Speed.</b> {quick['name']} {who}{seconds(quick)} a sample and {calls(quick)} of the network, "
         f"{ratio:.{0 if ratio >= 10 else 1}f} times faster than {slow['name']} ({seconds(slow)}, {calls(slow)})."
     ]
 
