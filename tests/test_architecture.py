@@ -39,8 +39,8 @@ ORDER = {
     "process": "gaussian named betas learned tokens grid registry times",
     "denoise": "posterior targets denoiser variance exact guidance",
     "likelihood": (
-        "probes field later prior solve flow posterior dequantise bits variational terms control bound steps schedule encode interpolate "
-        "anomaly"
+        "probes field later prior solve flow posterior dequantise bits variational terms control bound steps "
+        "schedule levels reversible encode interpolate anomaly"
     ),
     "health": "probe identity samples compare rules check course",
     "sampling": (
