@@ -9,6 +9,7 @@ Sections, all or those named by ``--only``:
     probes    noise of one item with one vector-Jacobian product an evaluation
     coverage  how often the stated standard error covers the truth
     bounds    the variational bound of exact denoisers against their densities; what a control variate is worth on a network
+    encode    digits to noise and back by 50 calls each way
     time      a network on digits: seconds for equal standard error
     digits    bits/dim of VP, SubVP and Flow on digits, three seeds each
     mnist     the same on MNIST, with ``--mnist FILE`` (an npz with train_images and test_images); an hour of one core
@@ -37,7 +38,7 @@ from problems import F64, Flat, Mixture, _gmm2, _gmm64, _image, problem
 from trilemma.data.digits import digits
 from trilemma.denoise import Covariances, Denoiser, Preconditioned
 from trilemma.denoise.denoiser import Rescheduled
-from trilemma.likelihood import Control, Likelihood, elbo, fit_schedule, log_likelihood
+from trilemma.likelihood import Control, Likelihood, elbo, encode, fit_schedule, log_likelihood, round_trip
 from trilemma.likelihood.bits import bits_per_dim
 from trilemma.nets import build
 from trilemma.numerics.noise import Noise
@@ -262,6 +263,25 @@ def section_bounds(cache: Path) -> list[str]:
     return [*lines, note, "", *common.table(["control", "mean bound, nats", "standard error of an image"], rows)]
 
 
+def section_encode(cache: Path) -> list[str]:
+    """The digits network of the solver benchmark: what a round trip loses, and how far latents are from those of 400 steps."""
+    from trilemma.data.digits import digits
+
+    model, x, rows = problem("digits", cache).model, digits("test").images, []
+    for name, part in (("first 100", x[:100]), ("next 100", x[100:200])):
+        exact = encode(model, part, steps=400).z.double()
+        for label, reversible in (("Adams", False), ("reversible", True)):
+            trip = round_trip(model, part, reversible=reversible)
+            off = (trip.latent.z.double() - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+            up, down = trip.calls
+            numbers = (float(value) for value in (trip.error.mean(), trip.error.max(), off.mean()))
+            rows.append([name, label, f"{up} + {down}", *(f"{value:.1e}" for value in numbers)])
+            print("encode", *rows[-1], flush=True)
+    head = ["test images", "scheme", "calls", "round trip, mean", "worst", "latents against 400 steps, mean"]
+    note = "Relative, Euclidean. The centre and the width of the levels were chosen on the first 100 images."
+    return ["## Encoding digits and back", "", note, "", *common.table(head, rows)]
+
+
 def section_time(cache: Path) -> list[str]:
     """The digits network of the solver benchmark, one thread: noise of one probe and seconds of both."""
     model = problem("digits", cache).model
@@ -390,7 +410,7 @@ def draw(curves: dict[str, list[tuple[float, float]]], file: Path) -> None:
 def main() -> None:
     """Run the sections and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("exact", "calls", "probes", "coverage", "bounds", "time", "digits", "mnist")
+    names = ("exact", "calls", "probes", "coverage", "bounds", "encode", "time", "digits", "mnist")
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--cache", type=Path, default=common.ROOT / "runs" / "solvers", help="where networks are kept")
     parser.add_argument("--updates", type=int, default=3000, help="of the networks of the digits; MNIST: half")
@@ -411,6 +431,7 @@ def main() -> None:
         "probes": section_probes,
         "coverage": section_coverage,
         "bounds": lambda: section_bounds(given.cache),
+        "encode": lambda: section_encode(given.cache),
         "time": lambda: section_time(given.cache),
         "digits": lambda: section_learned("digits", small),
         "mnist": lambda: section_learned("mnist", large, given.mnist),

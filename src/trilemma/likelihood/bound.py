@@ -75,7 +75,7 @@ def elbo(
             logarithm of a probability. Without it (3), on that of a density.
         prior: log-density of x_a, ``(B, ...)`` to ``(B,)``; N(0, sigma_a^2), from which samplers start, without it.
         control: the Gaussian law whose error is subtracted draw by draw and added in the mean, such as ``Control.fit(images)``;
-            N(0, sigma_data^2) without it, and with ``bins`` none. Changes the error only; give one law for all items.
+            N(0, sigma_data^2) without it, and with ``bins`` none. Changes the error only.
         seeds: of the noise, one integer or one an item.
         cond: conditions of the items.
         batch: evaluations at once.
@@ -119,7 +119,11 @@ def elbo(
         eps = noise.at(1, g).normal((len(x), points, *x.shape[1:]), dtype=model_dtype(denoiser, x), device=device)
         error = eps_error(denoiser, x, levels[:, g], eps, control=control, cond=cond, batch=batch)
         draws.append((error * rates[:, g]).mean(1) / 2)
-    known = torch.zeros(len(x), device=device).double() if control is None else control.integral(x, low, high) / 2
+    known = left = torch.zeros(
+        len(x), dtype=torch.float64, device=device
+    )  # of the control: its integral, its error at the end
+    if control is not None:
+        known, left = control.integral(x, low, high) / 2, control.mean_error(x, high)
     start, last = (process.time(torch.tensor(level, dtype=torch.float64)) for level in (low, high))
     count = min(samples, _LATTICES)
     if bins is not None:
@@ -128,8 +132,7 @@ def elbo(
         eps = noise.at(2).normal((len(x), count, *x.shape[1:]), dtype=model_dtype(denoiser, x), device=device)
         level = torch.full((len(x), count), high, dtype=torch.float64, device=device)
         error = eps_error(denoiser, x, level, eps, control=control, cond=cond, batch=batch).T
-        mean = 0.0 if control is None else control.mean_error(x, high)
-        decoded = x[0].numel() / 2 * (math.log(2 * math.pi) - high) + (error + mean) / 2  # (3)
+        decoded = x[0].numel() / 2 * (math.log(2 * math.pi) - high) + (error + left) / 2  # (3)
     begin = prior_term(denoiser, x, start, prior, noise.at(3), min(samples, 64))
     calls = samples + (0 if bins is not None else count)
     return Bound(begin, Term.of(torch.stack(draws) + known), Term.of(decoded), calls)
