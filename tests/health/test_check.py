@@ -8,9 +8,10 @@ from torch import nn
 
 from oracles import F64
 from trilemma.denoise import TARGETS, Covariances, Denoiser, FiniteDenoiser, Gaussian, MixtureDenoiser, Preconditioned
-from trilemma.health import check
+from trilemma.health import check, rules
+from trilemma.health.compare import average_lag
 from trilemma.health.course import frozen_average, still_falling
-from trilemma.health.probe import Reference, levels_of, probe
+from trilemma.health.probe import Reference, errors, levels_of, probe
 from trilemma.health.samples import energy_distance
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Cosine, Flow
@@ -122,6 +123,68 @@ def test_no_ear_for_the_time():
     assert faults(Preconditioned(Deaf(ring(VP()), "v"), VP(), "v")) == ["time"]
 
 
+def test_told_another_time():
+    class Turned(Exact):
+        def forward(self, x, c_time):
+            return super().forward(x, -c_time)
+
+    health = check(Preconditioned(Turned(ring(Cosine()), "v"), Cosine(), "v"), HELD)
+    assert health.findings[0].name == "time"
+    assert "1 - t" in health.findings[0].what
+
+
+def two_moments(process):
+    """The exact denoiser of the Gaussian with the moments of the ring, at best what a network knows that learned nothing else."""
+    return MixtureDenoiser(process, torch.zeros(1, 2), Covariances.diagonal(torch.full((1, 2), 0.98 + 0.15**2)))
+
+
+def test_no_more_than_two_moments():
+    assert faults(two_moments(VP())) == ["half-trained"]
+    finding = check(two_moments(VP()), HELD, train=ring(VP()).draw(Noise(5, 2000))[0].float()).findings[0]
+    assert "averaging other items" in finding.what
+
+
+def test_an_average_that_lags():
+    """The Gaussian as the average of the exact network lacks all that it has learned."""
+    table = check(ring(VP()), HELD, draws=0).levels
+    _, _, lag, sure = average_lag(two_moments(VP()), ring(VP()), HELD, table, {}, Noise(3, 512), 256)
+    assert lag == pytest.approx(1.0, abs=0.1)
+    assert sure > 10
+    _, _, lag, sure = average_lag(ring(VP()), ring(VP()), HELD, table, {}, Noise(3, 512), 256)
+    assert lag == 0
+    assert [f.name for f in rules.average(1.05, 0.5, 0.8, 10.0)] == ["average"]
+    assert [f.name for f in rules.average(1.3, 0.01, 0.0, 10.0)] == ["average"]
+    assert not rules.average(1.05, 0.5, 0.2, 10.0)
+    assert not rules.average(1.05, 0.01, 0.8, 10.0)  # too little to matter
+    assert not rules.average(1.3, 0.5, 0.8, 2.0)  # chance
+
+
+def test_the_average_of_other_items():
+    """Against the exact denoiser of the same items, with and without the item itself."""
+    x, items = ring(VP()).draw(Noise(0, 5))[0].float(), ring(VP()).draw(Noise(1, 40))[0].float()
+    t = torch.tensor(0.3, dtype=F64)
+    alpha, sigma = float(VP().alpha(t)), float(VP().sigma(t))
+    x_t = VP().perturb(x, t, Noise(2, 5))
+    want = FiniteDenoiser(VP(), items.double())(x_t.double(), t).mean
+    torch.testing.assert_close(Reference(torch.cat([x[:1], items])).copy(x_t[:1], alpha, sigma, x[:1]), want[:1])
+    torch.testing.assert_close(Reference(items).copy(x_t, alpha, sigma, x), want)
+
+
+def test_what_is_learned_is_counted_in_nats():
+    """(7): what the exact denoiser is ahead of the linear one is the divergence of the ring from the Gaussian."""
+    law, gauss = ring(VP()), two_moments(VP())
+    x = law.draw(Noise(0, 4000))[0]
+    levels = torch.linspace(-8, 10, 37).tolist()
+    exact, linear = (errors(m, x, levels, {}, Noise(1, 4000)).mean(1) for m in (law, gauss))
+    nats = float(((linear - exact) * torch.tensor(levels, dtype=F64).exp()).sum()) * 0.5 * 2 / 2  # step 0.5, D = 2
+    centred = torch.distributions.MultivariateNormal(
+        torch.zeros(2, dtype=F64), (0.98 + 0.15**2) * torch.eye(2, dtype=F64)
+    )
+    modes = torch.distributions.MultivariateNormal(MEANS, 0.15**2 * torch.eye(2, dtype=F64))
+    density = torch.logsumexp(modes.log_prob(x.double()[:, None]), 1) - math.log(6)
+    assert nats == pytest.approx(float((density - centred.log_prob(x.double())).mean()), rel=0.05)
+
+
 def test_an_untrained_network_is_half_trained_and_its_average_stands_still():
     blank = Preconditioned(nn.Linear(2, 2), VP(), "v")
     blank.net.forward = lambda x, c_time: torch.zeros_like(x)
@@ -176,6 +239,7 @@ def test_labels_that_mean_nothing():
     assert faults(Classes(VP(), lambda y: y), x, cond={"label": label}) == []
     assert faults(Classes(VP(), lambda y: torch.zeros_like(y)), x, cond={"label": label}) == ["labels"]
     assert faults(Classes(VP(), lambda y: 1 - y), x, cond={"label": label}) == ["labels"]
+    assert "another order" in check(Classes(VP(), lambda y: 1 - y), x, cond={"label": label}).findings[0].advice
 
 
 def test_the_derivative_is_read_right():

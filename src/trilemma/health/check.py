@@ -17,7 +17,7 @@ from ..denoise.denoiser import Denoiser, Preconditioned
 from ..numerics.noise import Noise
 from ..sampling.start import check as fit
 from . import rules
-from .compare import average_ratio, bound_gap, label_gain, memory_ratios, unit_ratios
+from .compare import average_lag, bound_gap, label_gain, memory_ratios, unit_ratios
 from .identity import Identity, identify
 from .probe import Level, Reference, levels_of, probe
 from .rules import Finding
@@ -35,12 +35,14 @@ class Health:
         levels: the numbers by noise level, noise first.
         samples: samples beside data; nothing if none could be drawn.
         identity: what the network predicts; nothing if the denoiser is no network.
+        items: held-out items that were used.
     """
 
     findings: tuple[Finding, ...]
     levels: tuple[Level, ...] = ()
     samples: Samples | None = None
     identity: Identity | None = None
+    items: int = 0
 
     @property
     def healthy(self) -> bool:
@@ -48,15 +50,24 @@ class Health:
         return not any(finding.severity == "fault" for finding in self.findings)
 
     def __str__(self) -> str:
-        rows = ["log-SNR    error   linear   x-slope  claimed/error  asymmetry"] if self.levels else []
+        return "\n".join([rules.verdict(self.findings), *self._evidence(), *self._findings(), *self._table()])
+
+    def _evidence(self) -> list[str]:
+        return rules.evidence(self.levels, self.samples, self.items) if self.levels else []
+
+    def _findings(self) -> list[str]:
+        return [f"\n{f.severity}: {f.name}\n    seen: {f.what}\n    do:   {f.advice}" for f in self.findings]
+
+    def _table(self) -> list[str]:
+        if not self.levels:
+            return []
+        rows = ["\nlog-SNR    error   linear  copying  x-slope  claimed/error  asymmetry"]
         rows += [
-            f"{v.log_snr:7.2f} {v.error:8.4f} {v.linear:8.4f} {v.slope:9.3f} {v.predicted / v.error:14.2f} {v.asymmetry:10.3f}"
+            f"{v.log_snr:7.2f} {v.error:8.4f} {v.linear:8.4f} {v.copying:8.4f} {v.slope:8.3f} {v.predicted / v.error:14.2f} "
+            f"{v.asymmetry:10.3f}"
             for v in self.levels
         ]
-        faults = sum(finding.severity == "fault" for finding in self.findings)
-        rows.append("healthy" if self.healthy else f"{faults} fault{'s' if faults > 1 else ''} found")
-        rows += [f"{f.severity}: {f.name}: {f.what}\n    {f.advice}" for f in self.findings]
-        return "\n".join(rows)
+        return [*rows, rules.LEGEND]
 
 
 def check(
@@ -110,16 +121,16 @@ def check(
     x = data[:items]
     own = {key: value[:items] for key, value in (cond or {}).items()}
     device, own = fit(model, x.shape, x, own)
-    x, noise = x.to(device), Noise(seeds, len(x))
-    rest = data[items:] if len(data) >= 2 * items else (train if train is not None else data)
-    reference = Reference(rest[:4096].to(device))
+    x, noise, dim = x.to(device), Noise(seeds, len(x)), x[0].numel()
+    rest = [part for part in (data[items:], train) if part is not None and len(part)]  # yardsticks know other items
+    reference = Reference(torch.cat(rest)[:4096].to(device) if sum(map(len, rest)) >= 64 else x)
     levels = levels_of(model, reference.var)
     who = identify(model, x, levels[1:-1], own, noise.at(0), reference) if isinstance(model, Preconditioned) else None
     table = tuple(probe(model, x, reference, levels, own, noise.at(1), batch=batch))
     looks = draw_samples(model, x, own, reference, draws, seeds) if draws else None
 
     def average() -> list[Finding]:
-        return [] if raw is None else rules.average(average_ratio(model, raw, x, levels, own, noise.at(2), batch))
+        return [] if raw is None else rules.average(*average_lag(model, raw, x, table, own, noise.at(2), batch))
 
     def units() -> list[Finding]:
         if looks is None or not rules.moved(looks):
@@ -141,7 +152,7 @@ def check(
         return rules.memory(memory_ratios(model, x, train, levels, batch, rules.SURE))
 
     def bound() -> list[Finding]:
-        if x[0].numel() > 8:  # dear in many dimensions
+        if dim > 8:  # dear in many dimensions
             return []
         try:
             return rules.bound(*bound_gap(model, x, own, seeds))
@@ -158,7 +169,13 @@ def check(
         or labels()
         or rules.turned(table)
         or memory()
-        or rules.fit(table, looks)
-        or [*rules.calibration(table), *rules.asymmetry(table), *rules.samplers(looks), *bound()]
+        or rules.fit(table, looks, dim)
+        or [
+            *rules.young(table, dim),
+            *rules.calibration(table),
+            *rules.asymmetry(table),
+            *rules.samplers(looks),
+            *bound(),
+        ]
     )
-    return Health(tuple(found), table, looks, who)
+    return Health(tuple(found), table, looks, who, len(x))

@@ -16,20 +16,32 @@ from ..denoise.denoiser import Denoiser
 from ..likelihood.bound import elbo
 from ..likelihood.flow import log_likelihood
 from ..numerics.noise import Noise
-from .probe import Level, Reference, errors, levels_of
+from .probe import Level, Reference, errors, levels_of, standard
 from .samples import Samples
 
-__all__ = ["average_ratio", "bound_gap", "label_gain", "memory_ratios", "unit_ratios"]
+__all__ = ["average_lag", "bound_gap", "label_gain", "memory_ratios", "unit_ratios"]
 
 Cond = Mapping[str, Tensor]
 
 
-def average_ratio(
-    model: Denoiser, raw: Denoiser, x: Tensor, levels: list[float], cond: Cond, noise: Noise, batch: int
-) -> float:
-    """Error of the averaged weights over that of the plain ones, a geometric mean over levels."""
-    mine, theirs = (errors(m, x, levels, cond, noise, batch=batch).mean(1) for m in (model, raw))
-    return float((mine / theirs).log().mean().exp())
+def average_lag(
+    model: Denoiser, raw: Denoiser, x: Tensor, table: Sequence[Level], cond: Cond, noise: Noise, batch: int
+) -> tuple[float, float, float, float]:
+    """How far averaged weights are behind the plain ones.
+
+    Returns:
+        Their error over that of the plain ones, a geometric mean over levels; the nats, (7) of ``probe``, by which they are
+        behind; the same as a share of those by which the plain ones are ahead of the linear denoiser, 0 if they are not; and
+        by how many standard errors they are behind.
+    """
+    levels = [v.log_snr for v in table]
+    mine, theirs = (errors(m, x, levels, cond, noise, batch=batch) for m in (model, raw))
+    weight = torch.tensor(levels, dtype=torch.float64, device=mine.device).exp()
+    weight *= x[0].numel() / 2 * (levels[1] - levels[0])
+    linear = torch.tensor([v.linear for v in table], dtype=torch.float64, device=mine.device)
+    behind, ahead = weight @ (mine - theirs), float(weight @ (linear - theirs.mean(1)))
+    ratio, nats = float((mine.mean(1) / theirs.mean(1)).log().mean().exp()), float(behind.mean())
+    return ratio, nats, nats / ahead if ahead > 0 else 0.0, standard(behind)
 
 
 def unit_ratios(
@@ -62,7 +74,7 @@ def label_gain(model: Denoiser, x: Tensor, levels: list[float], cond: Cond, nois
         other = torch.where(same, label.roll(shift), other)
     right, wrong = (errors(model, x, levels, {**cond, "label": v}, noise, batch=batch) for v in (label, other))
     gain = (wrong - right).sum(0)
-    return float(gain.mean() / (gain.std() / len(x) ** 0.5 + 1e-30))
+    return standard(gain)
 
 
 def memory_ratios(
@@ -88,4 +100,4 @@ def bound_gap(model: Denoiser, x: Tensor, cond: Cond, seeds: int) -> tuple[float
     bound = elbo(model, few, samples=64, ends=(levels_of(model, 1.0)[0], 8.0), cond=own, seeds=seeds)
     exact = log_likelihood(model, few, rtol=1e-3, atol=1e-3, cond=own)
     gap = bound.log_prob - exact.log_prob
-    return float(gap.mean()), float(gap.mean() / (gap.std() / len(few) ** 0.5 + 1e-30))
+    return float(gap.mean()), standard(gap)

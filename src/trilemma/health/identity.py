@@ -7,6 +7,7 @@ target F = p x + q eps of a row, it says with x_t = alpha x + sigma eps that
 
 and whatever the network was trained for, no other reading has a smaller error. So the geometric mean over levels of the error of
 (1), as a share of that of the best linear denoiser, names the target, its sign, the process and the data scale of its training.
+The same holds for what it is told: if it errs less when told another number for the noise level, it was trained with that one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Identity:
     Args:
         score: the error of what the model says, over that of a linear denoiser.
         best: the same for the reading that fits best.
-        kind: how that one differs: ``""`` (it does not), ``"sign"``, ``"target"``, ``"process"`` or ``"sigma_data"``.
+        kind: how that one differs: ``""`` (it does not), ``"sign"``, ``"target"``, ``"process"``, ``"time"`` or ``"sigma_data"``.
         name: what it is, in words.
         mismatch: relative difference between the model's answer and c_skip x_t + c_out F with the coefficients of the table.
     """
@@ -67,7 +68,7 @@ def identify(
         reference: moments of the data.
 
     Cost:
-        Three calls a level and item.
+        Six calls a level and item.
     """
     process, clean, scale = model.process, x.double().flatten(1), reference.var**0.5
     rescaled = Preconditioned(model.net, process, model.target.name, sigma_data=scale)  # it has another c_in too
@@ -76,64 +77,84 @@ def identify(
         t = process.time(torch.tensor(level, dtype=torch.float64))
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         x_t = process.perturb(x, t, noise.at(i).normal_like(x))
-        out = model.output(x_t, t, **cond).double()
+        _, _, c_in, c_time = (float(c) for c in model.coefficients(t))
+        heard = {said: model._net(x_t, c_in, c, dict(cond)) for said, c in _clocks(process, t, c_time).items()}
+        heard["sigma_data"] = rescaled.output(x_t, t, **cond)
+        outs = {said: out.double().flatten(1) for said, out in heard.items()}
         c_skip, c_out = (float(c) for c in coefficients(model.target, process, t, model.sigma_data))
-        answer, table = model(x_t, t, **cond).mean.double(), c_skip * x_t.double() + c_out * out
+        flat = x_t.double().flatten(1)
+        answer, table = model(x_t, t, **cond).mean.double().flatten(1), c_skip * flat + c_out * outs[""]
         mismatch = max(mismatch, float((answer - table).norm() / table.norm().clamp(min=1e-30)))
         linear = float((reference.denoise(x_t, alpha, sigma) - clean).square().mean())
-        other = rescaled.output(x_t, t, **cond).double().flatten(1)
-        seen.append(_Seen(level, alpha, sigma, x_t.double().flatten(1), out.flatten(1), other, linear))
+        seen.append(_Seen(level, alpha, sigma, flat, outs, linear))
     own, best, kind, name = math.inf, math.inf, "", ""
-    for found, said, row, home, sign in _candidates(model, scale):
-        score = _score(clean, seen, row, home, sign, scale if found == "sigma_data" else model.sigma_data, found)
-        if not found:
+    for reading in _readings(model, scale):
+        score = _score(clean, seen, reading)
+        if not reading.kind:
             own = best = score
         elif score < 0.97 * best:  # an alternative has to be better, not as good
-            best, kind, name = score, found, said
+            best, kind, name = score, reading.kind, reading.said
     return Identity(own, best, kind, name, mismatch)
+
+
+def _clocks(process: GaussianProcess, t: Tensor, c_time: float) -> dict[str, float]:
+    """What a network may have been told of the noise level, the right number first."""
+    turned = float(process.log_snr(1 - t).clamp(-40, 40)) / -8
+    return {"": c_time, "1 - t in place of t": turned, "t itself": float(t), "1000 t": 1000 * float(t)}
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A level: x_t, what the network put out, also for the data's own scale, and the error of the linear denoiser; flat."""
+    """A level: x_t, what the network put out by what it was told, and the error of the linear denoiser; flat."""
 
     log_snr: float
     alpha: float
     sigma: float
     x_t: Tensor
-    out: Tensor
-    rescaled: Tensor
+    outs: dict[str, Tensor]
     linear: float
 
 
-def _candidates(model: Preconditioned, scale: float) -> Iterator[tuple[str, str, Target, GaussianProcess, float]]:
-    """What the model says, then alternatives, the likelier ones first: kind, name, row, process and sign."""
-    own, process = model.target, model.process
-    yield "", "", own, process, 1.0
-    if abs(math.log(scale / model.sigma_data)) > 0.1:
-        yield "sigma_data", f"{own.name} for sigma_data={scale:.3g}", own, process, 1.0
-    yield "sign", f"{own.name} with the opposite sign", own, process, -1.0
+@dataclass(frozen=True)
+class _Reading:
+    """A way to read a network: how it differs, in words; the row of the table, and the key of what it put out."""
+
+    kind: str
+    said: str
+    row: Target
+    process: GaussianProcess
+    sigma_data: float
+    sign: float = 1.0
+    key: str = ""
+
+
+def _readings(model: Preconditioned, scale: float) -> Iterator[_Reading]:
+    """What the model says, then alternatives, the likelier ones first."""
+    own, process, told = model.target, model.process, model.sigma_data
+    yield _Reading("", "", own, process, told)
+    if abs(math.log(scale / told)) > 0.1:
+        yield _Reading("sigma_data", f"{own.name} for sigma_data={scale:.3g}", own, process, scale, key="sigma_data")
+    yield _Reading("sign", f"{own.name} with the opposite sign", own, process, told, sign=-1.0)
     for row in TARGETS.values():
         if row is not own:
-            yield "target", f"the target {row.name!r}", row, process, 1.0
+            yield _Reading("target", f"the target {row.name!r}", row, process, told)
     for name, make in PROCESSES.items():
-        yield "process", f"{own.name} of the process {name!r}", own, make(), 1.0
+        yield _Reading("process", f"{own.name} of the process {name!r}", own, make(), told)
+    for clock in ("1 - t in place of t", "t itself", "1000 t"):
+        yield _Reading("time", f"{own.name} when told {clock}", own, process, told, key=clock)
 
 
-def _score(
-    x: Tensor, seen: list[_Seen], row: Target, process: GaussianProcess, sign: float, sigma_data: float, kind: str
-) -> float:
+def _score(x: Tensor, seen: list[_Seen], reading: _Reading) -> float:
     """The error of (1) as a share of the linear one; infinite where the row is singular or the process does not go."""
-    total = 0.0
+    total, process = 0.0, reading.process
     for at in seen:
         t = process.time(torch.tensor(at.log_snr, dtype=torch.float64))
         if abs(float(process.log_snr(t)) - at.log_snr) > 0.1:
             return math.inf
-        p, q = (sign * float(c) for c in row.row(process, t, sigma_data))
+        p, q = (reading.sign * float(c) for c in reading.row.row(process, t, reading.sigma_data))
         det = p - q * at.alpha / at.sigma
         if not (math.isfinite(p) and math.isfinite(q)) or det == 0:
             return math.inf
-        out = at.rescaled if kind == "sigma_data" else at.out
-        error = float(((out - q / at.sigma * at.x_t) / det - x).square().mean())
+        error = float(((at.outs[reading.key] - q / at.sigma * at.x_t) / det - x).square().mean())
         total += min(5.0, math.log(max(error, 1e-30) / at.linear))
     return math.exp(total / len(seen))

@@ -15,12 +15,15 @@ from .probe import Level
 from .samples import Samples
 
 __all__ = [
-    "SURE", "Finding", "asymmetry", "average", "bound", "calibration", "coefficients", "data", "fit", "labels", "memory",
-    "moved", "reading", "samplers", "scale", "stiff", "time", "turned", "units", "weights",
+    "LEGEND", "SURE", "Finding", "asymmetry", "average", "bound", "calibration", "coefficients", "data", "evidence", "fit",
+    "labels", "memory", "moved", "reading", "samplers", "scale", "stiff", "time", "turned", "units", "verdict", "weights",
+    "young",
 ]  # fmt: skip
 
 SURE = 4.0  # standard errors that a finding needs
-AVERAGE = 1.15  # error of an average that stands still, over that of the weights that it should follow
+MATTERS = 0.1  # nats an item: what averaged weights may lack, and what data may tell, without anybody asking
+AVERAGE = 1.15  # error of averaged weights over that of the weights that they should follow
+LAG = 0.5  # share of what those have learned that the averaged ones lack
 MISMATCH = 1e-2  # relative, between the answer and the table's coefficients
 DEAF = 1e-7  # relative change of the output with the level told: young networks hear it faintly, a deaf one not at all
 READING = 1.15  # error as the output is read, over that of a better reading
@@ -31,6 +34,10 @@ MEMORY = 1.3  # error on held-out items over that on training items
 WORSE = 1.05  # error over that of a linear denoiser, at a level that is counted
 STARVED, FED = 1.1, 0.9  # the same at the worst level of a starved end, and at some level elsewhere
 POOR_GAUSSIAN, POOR_FLOOR = 0.5, 2.5  # distance of samples over that of Gaussian ones, and over that of data to data
+LEARNED, YOUNG = (
+    0.25,
+    0.5,
+)  # share of what averaging other items tells: a fault below the first, a note below the second
 CALIBRATED = 1.4  # factor between the error that the derivative claims and the error
 CURL = 0.3  # antisymmetric share of the derivative
 SAMPLERS = 6.0  # distance between the two samplers' laws over that of data to data
@@ -52,6 +59,34 @@ class Finding:
     severity: str
     what: str
     advice: str
+
+
+LEGEND = """Noise first, data last. error: squared, an element. linear, copying: the errors of two denoisers that need no
+training, the best linear one and the average of other items; a good model is below the smaller one or close to it.
+x-slope and claimed/error (what the model's own derivative says of its error) should be 1, asymmetry 0."""
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The first line."""
+    names = [finding.name for finding in findings if finding.severity == "fault"]
+    if not names:
+        return "Healthy: no fault was found."
+    return f"Not healthy: {len(names)} fault{'s' if len(names) > 1 else ''} ({', '.join(names)})."
+
+
+def evidence(table: Sequence[Level], looks: Samples | None, items: int) -> list[str]:
+    """What a healthy model is healthy by, in two sentences."""
+    ratio = math.exp(sum(math.log(v.error / v.linear) for v in table) / len(table))
+    lines = [
+        f"On {items} held-out items and {len(table)} noise levels the model errs {ratio:.2f} times as much as the best linear "
+        "denoiser, which knows only mean and covariance of the data."
+    ]
+    if looks is not None and math.isfinite(looks.distance) and looks.gaussian > 2 * looks.floor:
+        share = max(looks.distance, 0.0) / looks.gaussian
+        lines += [
+            f"Its samples are {share:.2g} times as far from the data as Gaussian draws with the same mean and covariance."
+        ]
+    return lines
 
 
 def _fault(name: str, what: str, advice: str) -> list[Finding]:
@@ -78,12 +113,16 @@ def data(finite: bool) -> list[Finding]:
     return _fault("data", "the held-out data hold NaN or infinity", advice)
 
 
-def average(ratio: float) -> list[Finding]:
-    """An average that stands still is much worse than the weights that it should follow."""
-    if ratio < AVERAGE:
+def average(ratio: float, nats: float, lag: float, sure: float) -> list[Finding]:
+    """An average that stands still, or is too slow, is much worse than the weights that it should follow (``average_lag``)."""
+    if sure < SURE or (ratio < AVERAGE and (lag < LAG or nats < MATTERS)):
         return []
     what = f"the averaged weights err {ratio:.2f} times as much as the weights they should follow"
-    advice = "Check that the average is updated at every step and saved; use the plain weights (ema=False) until then."
+    what += f", and lack {min(lag, 1.0):.0%} of what those have learned" if lag >= LAG else ""
+    advice = (
+        "Check that the average is updated at every step, saved, and not too slow for the length of the run; until then use the "
+        "plain weights (ema=False, --no-ema)."
+    )
     return _fault("average", what, advice)
 
 
@@ -122,11 +161,15 @@ def units(looks: Samples, fits: float, before: float, who: Identity | None) -> l
 
 
 def reading(who: Identity | None) -> list[Finding]:
-    """A network whose output means something else than it is taken for."""
+    """A network whose input or output means something else than it is taken for."""
     if who is None or not who.kind or who.best > 1 or who.score < READING * who.best:
         return []
     what = f"the network predicts {who.name}: so read, its error is {who.best / who.score:.2g} of what it is"
-    return _fault(who.kind, what, f"Build the model with {who.name}, or look for what turned it round.")
+    advice = {
+        "time": "Tell it the same number in training and in use; Preconditioned tells it c_time = -log-SNR / 8.",
+        "sign": "Look for a sign that was turned, in the target of the loss or where the output is used.",
+    }.get(who.kind, f"Build the model with {who.name}.")
+    return _fault(who.kind, what, advice)
 
 
 def scale(sigma_data: float, std: float) -> list[Finding]:
@@ -141,10 +184,14 @@ def labels(gain: float) -> list[Finding]:
     """The right label has to help: gain over the label of another item, in standard errors."""
     if gain > SURE:
         return []
-    what = f"the right label helps no more than that of another item ({gain:.1f} standard errors)"
-    advice = (
-        "Check that images and labels are shuffled together, that the network is given labels, and label_dropout < 1."
-    )
+    if gain < -SURE:
+        what = f"the right label does harm: that of another item does better ({-gain:.1f} standard errors)"
+        advice = (
+            "The classes were numbered in another order in training: compare the names of the classes on both sides."
+        )
+    else:
+        what = f"the right label helps no more than that of another item ({gain:.1f} standard errors)"
+        advice = "Check that items and labels are shuffled together, that the network is given labels, and label_dropout < 1."
     return _fault("labels", what, advice)
 
 
@@ -164,8 +211,22 @@ def memory(ratios: Sequence[float]) -> list[Finding]:
     return _fault("overfitted", what, "Stop earlier, add data, dropout or flips, or take a smaller network.")
 
 
-def fit(table: Sequence[Level], looks: Samples | None) -> list[Finding]:
-    """Levels at which the network is no better than two moments of the data."""
+def learned(table: Sequence[Level], dim: int) -> float | None:
+    """Nats, (7) of ``probe``, by which the model is ahead of the linear denoiser, over those by which averaging other items is.
+
+    Only levels count at which averaging surely is ahead; nothing if there is too little to learn.
+    """
+    step = table[1].log_snr - table[0].log_snr
+    told = [v for v in table if v.copying < v.linear and v.copying_excess < -SURE]
+    own, copied = (
+        dim / 2 * step * sum(math.exp(v.log_snr) * (v.linear - getattr(v, name)) for v in told)
+        for name in ("error", "copying")
+    )
+    return own / copied if copied > MATTERS else None
+
+
+def fit(table: Sequence[Level], looks: Samples | None, dim: int) -> list[Finding]:
+    """A network that is no better than what needs no training, at an end of the noise levels or altogether."""
     worse = [i for i, v in enumerate(table) if v.error > WORSE * v.linear and v.excess > SURE]
     poor = looks is not None and looks.distance > max(POOR_GAUSSIAN * looks.gaussian, POOR_FLOOR * looks.floor)
     ends = worse and len(worse) < len(table) - 2 and (worse == list(range(len(worse))) or worse[-1] == len(table) - 1)
@@ -179,17 +240,37 @@ def fit(table: Sequence[Level], looks: Samples | None) -> list[Finding]:
         what = f"at the {side} levels the error is {ratio:.2f} times that of a linear denoiser, elsewhere it is below"
         advice = "The loss or the law of times starves these levels: check the weighting (a factor alpha^2 or sigma^2) and times."
         return _fault("weighting", what, advice)
-    if len(worse) > 2 or poor:
-        what = f"at {len(worse)} of {len(table)} noise levels the error is above that of a linear denoiser"
-        if looks is not None:
-            what += f"; samples are {looks.distance / max(looks.gaussian, 1e-9):.2f} times as far from the data as Gaussian ones"
-        return _fault("half-trained", what, "Train longer, with a larger network or another learning rate.")
-    return []
+    share = learned(table, dim)
+    behind = sum(math.exp(v.log_snr) * (v.error - v.linear) for v in table) > 0  # in nats, (7) of `probe`
+    if not (behind and len(worse) > 2) and not poor and (share is None or share >= LEARNED):
+        return []
+    said = []
+    if worse:
+        said += [f"at {len(worse)} of {len(table)} noise levels the error is above that of a linear denoiser"]
+    if share is not None and share < LEARNED:
+        said += [f"it has learned {max(share, 0.0):.0%} of what averaging other items tells beyond mean and covariance"]
+    if poor and looks is not None:
+        times = looks.distance / max(looks.gaussian, 1e-9)
+        said += [f"samples are {times:.2g} times as far from the data as Gaussian ones"]
+    return _fault("half-trained", "; ".join(said), "Train longer, with a larger network or another learning rate.")
+
+
+def young(table: Sequence[Level], dim: int) -> list[Finding]:
+    """A network that is beyond mean and covariance, but not far."""
+    share = learned(table, dim)
+    if share is None or share >= YOUNG:
+        return []
+    what = f"it has learned {share:.0%} of what averaging other items tells beyond mean and covariance"
+    return _note("young", what, "Fine details are missing: train longer, or with a larger network.")
 
 
 def calibration(table: Sequence[Level]) -> list[Finding]:
     """Tweedie's second formula by level."""
-    off = [v for v in table if not 0.7 < v.predicted / v.error < CALIBRATED]
+    off = [
+        v
+        for v in table
+        if not 0.7 < v.predicted / v.error < CALIBRATED and abs(v.predicted - v.error) > SURE * v.predicted_error
+    ]
     if not off:
         return []
     worst = max(off, key=lambda v: abs(math.log(max(v.predicted, 1e-12) / v.error)))
@@ -197,7 +278,11 @@ def calibration(table: Sequence[Level]) -> list[Finding]:
         f"its own derivative claims {worst.predicted / worst.error:.2f} of the error at log-SNR {worst.log_snr:.1f} "
         f"({len(off)} of {len(table)} levels are off by more than {CALIBRATED})"
     )
-    return _note("calibration", what, "Posterior variances by Tweedie's formula are off by this factor.")
+    return _note(
+        "calibration",
+        what,
+        "Harmless for samples; variances of the posterior that come from the derivative are off by this factor.",
+    )
 
 
 def asymmetry(table: Sequence[Level]) -> list[Finding]:
@@ -206,7 +291,11 @@ def asymmetry(table: Sequence[Level]) -> list[Finding]:
     if share <= CURL:
         return []
     what = f"up to {share:.0%} of the derivative is antisymmetric"
-    return _note("asymmetry", what, "The field is no gradient there; likelihoods by flow and SDE differ.")
+    return _note(
+        "asymmetry",
+        what,
+        "Harmless for samples; the answers are no gradient of a density, so take likelihoods with care.",
+    )
 
 
 def samplers(looks: Samples | None) -> list[Finding]:
