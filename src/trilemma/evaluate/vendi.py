@@ -10,7 +10,7 @@
      all V with (V^ - V)^2 <= z^2 (Q + L (V_max - V) / (V_max - V^)), the variance being that at V, as in Wilson's for shares
 
 An interval with the variance at the estimate V^ would be short where V^ is too large by chance: its ends and its middle vary
-together (correlation -0.9 for eight features of nearly equal spread), and it covers 92 % in place of 95 %.
+together (correlation -0.9 for eight features of nearly equal spread).
 """
 
 import math
