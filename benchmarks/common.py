@@ -100,7 +100,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)] + [""]
 
 
-def document(title: str, script: str, packages: Iterable[str], lines: Iterable[str], out: Path | None) -> None:
+def document(
+    title: str, script: str, packages: Iterable[str], lines: Iterable[str], out: Path | None, *, show: bool = True
+) -> None:
     """Print the markdown page of a benchmark and write it: title, date, machine, versions, command, then ``lines``."""
     given = (
         "diff-sampler",
@@ -131,7 +133,8 @@ def document(title: str, script: str, packages: Iterable[str], lines: Iterable[s
         *lines,
     ]
     text = "\n".join(page).rstrip() + "\n"
-    print(text)
+    if show:
+        print(text)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text)

@@ -172,7 +172,7 @@ def mine(task: Problem, samplers: dict[str, Sampler], calls: tuple[int, ...]) ->
             counted = Counted(task.model)
             if isinstance(sampler, Tuned):
                 sampler.problem = task.name
-                if nfe not in LIMITS.get(task.name, NFE):
+                if nfe in NFE and nfe not in LIMITS.get(task.name, NFE):
                     continue  # minutes of a network's time, and nothing to compare with
             try:
                 x = sampler(counted, start, nfe)

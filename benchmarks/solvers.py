@@ -311,6 +311,13 @@ def main() -> None:
     lines: list[str] = []
     tasks: dict[str, Problem] = {}
 
+    def done(part: str) -> None:
+        """The page so far, for a run that is stopped."""
+        packages = ("diffusers", "k-diffusion", "azula", "smalldiffusion", "flow-matching", "torchdiffeq")
+        page = [*lines, *(f"- {line}" for line in missing)]
+        common.document("Solvers: error against calls", "benchmarks/solvers.py", packages, page, args.out, show=False)
+        print(f"{part}: done after {time.perf_counter() - begun:.0f} s", flush=True)
+
     def task_of(name: str) -> Problem:
         if name not in tasks:
             tasks[name] = problem(name, args.cache, args.mnist, 32 if args.quick else None)
@@ -338,7 +345,7 @@ def main() -> None:
         if not args.quick:
             picture(name, known[name], results_own, args.out.with_name(f"solvers_{name}.png"))
             lines += [f"![error against calls](solvers_{name}.png)", ""]
-        print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
+        done(name)
 
     extra: dict[str, Callable[[], list[str]]] = {
         "checks": lambda: [*checks(task_of("gmm64")), *checks(task_of("gmm2"))],
@@ -362,10 +369,7 @@ def main() -> None:
     for name, make in extra.items():
         if name in chosen:
             lines += make()
-            print(f"{name}: done after {time.perf_counter() - begun:.0f} s", flush=True)
-    lines += [f"- {line}" for line in missing]
-    packages = ("diffusers", "k-diffusion", "azula", "smalldiffusion", "flow-matching", "torchdiffeq")
-    common.document("Solvers: error against calls", "benchmarks/solvers.py", packages, lines, args.out)
+            done(name)
 
 
 if __name__ == "__main__":
