@@ -250,8 +250,10 @@ def fit(table: Sequence[Level], looks: Samples | None, dim: int) -> list[Finding
     if share is not None and share < LEARNED:
         said += [f"it has learned {max(share, 0.0):.0%} of what averaging other items tells beyond mean and covariance"]
     if poor and looks is not None:
-        times = looks.distance / max(looks.gaussian, 1e-9)
-        said += [f"samples are {times:.2g} times as far from the data as Gaussian ones"]
+        than, yardstick = "Gaussian ones", looks.gaussian
+        if yardstick < looks.floor:  # these cannot be told from data with so few items
+            than, yardstick = "one half of the data from the other", looks.floor
+        said += [f"samples are {looks.distance / yardstick:.2g} times as far from the data as {than}"]
     return _fault("half-trained", "; ".join(said), "Train longer, with a larger network or another learning rate.")
 
 
