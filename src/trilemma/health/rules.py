@@ -34,10 +34,8 @@ MEMORY = 1.3  # error on held-out items over that on training items
 WORSE = 1.05  # error over that of a linear denoiser, at a level that is counted
 STARVED, FED = 1.1, 0.9  # the same at the worst level of a starved end, and at some level elsewhere
 POOR_GAUSSIAN, POOR_FLOOR = 0.5, 2.5  # distance of samples over that of Gaussian ones, and over that of data to data
-LEARNED, YOUNG = (
-    0.25,
-    0.5,
-)  # share of what averaging other items tells: a fault below the first, a note below the second
+LEARNED = 0.25  # share of what averaging other items tells, below which it is a fault
+YOUNG = 0.5  # below which it is a note
 CALIBRATED = 1.4  # factor between the error that the derivative claims and the error
 CURL = 0.3  # antisymmetric share of the derivative
 SAMPLERS = 6.0  # distance between the two samplers' laws over that of data to data

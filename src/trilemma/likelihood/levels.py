@@ -31,11 +31,7 @@ __all__ = ["LEVELS", "Track"]
 
 LEVELS = (0.01, 400.0)
 """Between which sigma / (alpha d) the flow is solved by default."""
-_CENTRE, _WIDTH = (
-    0.25,
-    2.0,
-)  # of (2), with the order: the best on two digits networks (of two families of grids, orders 3 to 6)
-_ORDER = 5
+_CENTRE, _WIDTH, _ORDER = 0.25, 2.0, 5  # the best on two digits networks, of two families of grids and orders 3 to 6
 _FEWEST = 4  # steps
 
 
