@@ -313,3 +313,11 @@ def test_the_course_of_a_run(tmp_path):
     assert still_falling(tmp_path).name == "unfinished"
     record.write_text("".join(f'{{"step": {i}, "loss": {0.5 + noise[i]}}}\n' for i in range(800)))
     assert still_falling(tmp_path) is None
+
+
+def test_either_scale_of_the_data_will_do():
+    """Pixels about a bright mean image: 0.2 about their own means, 0.6 altogether."""
+    for told in (0.2, 0.35, 0.6, 0.85):
+        assert rules.scale(told, 0.2, 0.6) == []
+    for told in (0.1, 1.0):
+        assert [finding.name for finding in rules.scale(told, 0.2, 0.6)] == ["sigma_data"]

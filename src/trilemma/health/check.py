@@ -138,7 +138,9 @@ def check(
         return rules.units(looks, *unit_ratios(model, x, table, looks, own, noise.at(5), batch), who)
 
     def scale() -> list[Finding]:
-        return rules.scale(model.sigma_data, reference.var**0.5) if isinstance(model, Preconditioned) else []
+        if not isinstance(model, Preconditioned):
+            return []
+        return rules.scale(model.sigma_data, reference.var**0.5, float(x.double().std()))
 
     def labels() -> list[Finding]:
         label = own.get("label")

@@ -159,8 +159,12 @@ def units(looks: Samples, fits: float, before: float, who: Identity | None) -> l
 
 
 def reading(who: Identity | None) -> list[Finding]:
-    """A network whose input or output means something else than it is taken for."""
-    if who is None or not who.kind or who.best > 1 or who.score < READING * who.best:
+    """A network whose input or output means something else than it is taken for.
+
+    One that puts out almost nothing is, read in some way, nearly the linear denoiser: only beyond that a reading tells, or if it
+    is the same with the other sign, which is nothing still.
+    """
+    if who is None or not who.kind or (who.best > 1 and who.kind != "sign") or who.score < READING * who.best:
         return []
     what = f"the network predicts {who.name}: so read, its error is {who.best / who.score:.2g} of what it is"
     advice = {
@@ -170,9 +174,12 @@ def reading(who: Identity | None) -> list[Finding]:
     return _fault(who.kind, what, advice)
 
 
-def scale(sigma_data: float, std: float) -> list[Finding]:
-    """What the model was told of the data, which need not be how it was trained."""
-    if abs(math.log(sigma_data / std)) < math.log(SIGMA_DATA):
+def scale(sigma_data: float, coordinate: float, std: float) -> list[Finding]:
+    """What the model was told of the data, which need not be how it was trained.
+
+    The standard deviation of all values, as in EDM, and that of a coordinate about its own mean will both do.
+    """
+    if min(coordinate, std) / SIGMA_DATA < sigma_data < max(coordinate, std) * SIGMA_DATA:
         return []
     what = f"sigma_data is {sigma_data:.3g} and the data have a standard deviation of {std:.3g}"
     return _fault("sigma_data", what, f"Train with sigma_data={std:.2g}, or rescale the data.")
