@@ -161,10 +161,9 @@ def units(looks: Samples, fits: float, before: float, who: Identity | None) -> l
 def reading(who: Identity | None) -> list[Finding]:
     """A network whose input or output means something else than it is taken for.
 
-    One that puts out almost nothing is, read in some way, nearly the linear denoiser: only beyond that a reading tells, or if it
-    is the same with the other sign, which is nothing still.
+    One that puts out almost nothing is, read in some way, nearly the linear denoiser: only beyond that a reading tells.
     """
-    if who is None or not who.kind or (who.best > 1 and who.kind != "sign") or who.score < READING * who.best:
+    if who is None or not who.kind or who.best > 1 or who.score < READING * who.best:
         return []
     what = f"the network predicts {who.name}: so read, its error is {who.best / who.score:.2g} of what it is"
     advice = {
