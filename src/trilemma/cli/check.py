@@ -10,7 +10,6 @@ from tyro.conf import Positional
 if TYPE_CHECKING:
     from ..data import DataSet
     from ..health import Finding, Health
-    from .train import DataOptions
 
 __all__ = ["COMMAND", "Check", "run"]
 
@@ -99,39 +98,20 @@ def run(settings: Check) -> int:
 
 def _data(settings: Check) -> "tuple[DataSet, DataSet | None]":
     """Held-out data, and the data of training if the run says which; every part is read once."""
-    from ..train.checkpoint import read_json
-    from .config import from_flat
+    from .real import read_split, trained_on
     from .train import DataOptions
 
-    told = Path(settings.path) / "config.json"
-    options = DataOptions()
-    known = False
-    if told.exists():
-        values = {k: v for k, v in read_json(told).items() if k in DataOptions.__dataclass_fields__}
-        known = "data" in values
-        options = from_flat(DataOptions, values, source=str(told))
-    if settings.data is not None:
-        options = DataOptions(data=settings.data)
-    elif not known:
+    options = trained_on(settings.path) if settings.data is None else DataOptions(data=settings.data)
+    if options is None:
         raise ValueError(f"{settings.path} does not say what it was trained on; name the data with --data")
     try:
-        held = _load(options, "test")
+        held = read_split(options, "test")
     except ValueError:
         held = None  # no division of its own
     if held is not None and settings.data is not None:
         return held, None
-    seen = _load(options, "train")
+    seen = read_split(options, "train")
     return (seen, None) if held is None or len(held) < FEWEST else (held, seen)
-
-
-def _load(options: "DataOptions", split: str) -> "DataSet":
-    """One part of the data."""
-    from ..data import load
-    from .config import to_flat
-
-    given = to_flat(options)
-    value_range = given.pop("value_range")
-    return load(given.pop("data"), split=split, value_range=tuple(value_range) if value_range else None, **given)
 
 
 def _course(path: Path) -> "list[Finding]":
