@@ -5,7 +5,8 @@
     python benchmarks/baselines.py --presets vae-digits vq-digits flow-digits --peers vae --out PAGE   # --unlabelled too
 
 Each preset of ours trains to its end on one thread, by the processor's clock, which other work changes less than
-the wall's; each peer gets the seconds of the first preset. All samples are judged by one small classifier, trained on
+the wall's (``--runs`` takes what `trilemma train` has trained instead); each peer gets the seconds of the first preset, or
+``--seconds``. All samples are judged by one small classifier, trained on
 the training images: the Frechet distance of its features between samples and training images (as many samples as there are
 held-out images, whose own distance is the floor, and ``--samples``), and how often the sample shows the class asked for. The
 pictures go to ``--pictures``. A peer that is not there is named as such. Results stay in ``--store`` and are not computed again.
@@ -13,6 +14,7 @@ pictures go to ``--pictures``. A peer that is not there is named as such. Result
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from torch import Tensor
 import common  # puts src on the path
 from peers.gans import dcgan, r3gan
 from peers.vaes import convolutional, fully_connected
+from trilemma.baselines import load_game
 from trilemma.cli.config import from_flat, read_yaml
 from trilemma.cli.study import Judge
 from trilemma.cli.train import Train, build_model
@@ -55,10 +58,25 @@ def ours(preset: str, train: DataSet, *, labelled: bool = True) -> tuple[Draw, i
     return draw, trainer.step, seconds, sum(p.numel() for p in trainer.game.averaged().values())
 
 
+def trained(run: Path) -> tuple[Draw, int, float, int]:
+    """A run of `trilemma train`, of a model that is no denoiser; its seconds are not known."""
+    game, _ = load_game(run)
+    updates = max(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
+
+    def draw(labels: Tensor, seed: int) -> Tensor:
+        with torch.no_grad():
+            return torch.cat(
+                [game.sample(len(part), seeds=seed + i, label=part) for i, part in enumerate(labels.split(250))]
+            )
+
+    return draw, updates, math.nan, sum(p.numel() for p in game.averaged().values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits", help="digits, or a file with images; the last 5000 are held out")
     parser.add_argument("--presets", nargs="*", default=["gan-digits", "ddgan-digits"])
+    parser.add_argument("--runs", nargs="*", type=Path, default=[], help="trained runs to judge, by their folders")
     parser.add_argument(
         "--unlabelled", action="store_true", help="train the presets without labels too, as the peers are"
     )
@@ -93,6 +111,8 @@ def main() -> None:
         print(name, row, flush=True)
         return row
 
+    for run in options.runs:
+        judged(f"ours {run.name}", lambda run=run: trained(run))
     for preset in options.presets:
         judged(f"ours {preset}", lambda preset=preset: ours(preset, train))
         if options.unlabelled:
@@ -152,7 +172,7 @@ def write(options: argparse.Namespace, rows: dict[str, dict], judge: Judge, coun
             [
                 name,
                 row["updates"],
-                f"{row['seconds']:.0f}",
+                f"{row['seconds']:.0f}" if math.isfinite(row["seconds"]) else "",
                 f"{row['parameters'] / 1e6:.2f}M",
                 f"{row['few']:.3f}",
                 f"{row['few'] / judge.floor.value:.2f}",
