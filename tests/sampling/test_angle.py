@@ -108,6 +108,15 @@ def test_the_grid_has_the_density_that_it_says(spread, centre):
     assert float(many[-2] - many[-1]) == pytest.approx(math.log(2) / spread, rel=0.01)
 
 
+@pytest.mark.parametrize(("steps", "spread"), [(12, 0.5), (13, 0.6), (24, 0.6), (25, 0.5)])
+def test_the_grid_is_narrower_for_a_middling_number_of_steps(steps, spread):
+    assert torch.equal(levels(steps), levels(steps, spread=spread, centre=-0.1))
+    other = {0.5: 0.6, 0.6: 0.5}[spread]
+    assert (
+        float(levels(steps)[0] - levels(steps, spread=other)[0]) * (other - spread) > 0
+    )  # less spread reaches further
+
+
 @pytest.mark.parametrize("order", [0, 6])
 def test_orders(order):
     with pytest.raises(ValueError, match=f"order must be 1 to 5, got {order}"):

@@ -119,10 +119,8 @@ def elbo(
         eps = noise.at(1, g).normal((len(x), points, *x.shape[1:]), dtype=model_dtype(denoiser, x), device=device)
         error = eps_error(denoiser, x, levels[:, g], eps, control=control, cond=cond, batch=batch)
         draws.append((error * rates[:, g]).mean(1) / 2)
-    known = left = torch.zeros(
-        len(x), dtype=torch.float64, device=device
-    )  # of the control: its integral, its error at the end
-    if control is not None:
+    known = left = torch.zeros(len(x), dtype=torch.float64, device=device)
+    if control is not None:  # its integral, and its error at the end
         known, left = control.integral(x, low, high) / 2, control.mean_error(x, high)
     start, last = (process.time(torch.tensor(level, dtype=torch.float64)) for level in (low, high))
     count = min(samples, _LATTICES)
