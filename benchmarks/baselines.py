@@ -25,6 +25,7 @@ from torch import Tensor
 
 import common  # puts src on the path
 from peers.gans import dcgan, r3gan
+from peers.pytorch_gan import acgan, cgan, wgan_gp
 from peers.vaes import convolutional, fully_connected
 from trilemma.baselines import load_game
 from trilemma.cli.config import from_flat, read_yaml
@@ -36,6 +37,7 @@ from trilemma.evaluate import train_classifier
 from trilemma.train import Trainer
 
 PAGE = Path(__file__).parent / "results" / "baselines.md"
+PEERS = ["dcgan", "wgan-gp", "cgan", "acgan", "r3gan", "r3gan-rates", "vae"]
 Draw = Callable[[Tensor, int], Tensor]  # labels and a seed to images
 
 
@@ -80,7 +82,7 @@ def main() -> None:
     parser.add_argument(
         "--unlabelled", action="store_true", help="train the presets without labels too, as the peers are"
     )
-    parser.add_argument("--peers", nargs="*", default=["dcgan", "r3gan", "r3gan-rates", "vae"])
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     parser.add_argument("--r3gan", type=Path, help="a checkout of R3GAN")
     parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--seconds", type=float, help="of the peers; those of the first preset without it")
@@ -134,6 +136,12 @@ def main() -> None:
         judged("Vanilla VAE, tuned", lambda: peer(convolutional, **tuned), classes=False)
     if "dcgan" in options.peers:
         judged("DCGAN", lambda: peer(dcgan), classes=False)
+    if "wgan-gp" in options.peers:
+        judged("WGAN-GP of PyTorch-GAN", lambda: peer(wgan_gp), classes=False)
+    if "cgan" in options.peers:
+        judged("CGAN of PyTorch-GAN", lambda: peer(cgan))
+    if "acgan" in options.peers:
+        judged("AC-GAN of PyTorch-GAN", lambda: peer(acgan))
     missing = []
     if not {"r3gan", "r3gan-rates"} & set(options.peers):
         pass
