@@ -1,11 +1,14 @@
 """Metrics against closed forms and an independent matrix root."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from trilemma.data import load
 from trilemma.evaluate import Moments, Proportion, class_agreement, frechet_distance, train_classifier
+from trilemma.evaluate.frechet import _factor
 
 
 def with_moments(mean, covariance):
@@ -44,6 +47,57 @@ def test_it_is_a_squared_metric_on_singular_covariances():
     q, _ = torch.linalg.qr(spd(2, 20))
     turned = [with_moments(q @ g.mean, q @ g.covariance @ q.T) for g in (a, b)]
     assert frechet_distance(*turned) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_covariances_wider_than_a_block_that_share_their_axes():
+    """The distance is that of the roots of their spectra, over 3 decades or 11."""
+    d = 600
+    q, _ = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    for decades in (3, 11):
+        one = torch.logspace(0, -decades, d, dtype=torch.float64)
+        two = one[torch.randperm(d, generator=torch.Generator().manual_seed(1))]
+        a, b = (with_moments(torch.zeros(d), (q * s) @ q.T) for s in (one, two))
+        exact = float((one.sqrt() - two.sqrt()).square().sum())
+        assert frechet_distance(a, b) == pytest.approx(exact, rel=1e-9)
+        assert frechet_distance(a, a) < 1e-9 * float(one.sum())
+
+
+def test_a_factor_is_exact_where_the_largest_variances_hide_small_ones_that_others_depend_on():
+    """x_k = g + 1e-5 e_k and y_k = e_k / 2: to divide by what is left of x_k without g, 1e-10 known to 1e-16, would cost 1e-7."""
+    one, eye = torch.ones(300, 300, dtype=torch.float64), torch.eye(300, dtype=torch.float64)
+    covariance = torch.cat([torch.cat([one + 1e-10 * eye, 5e-6 * eye]), torch.cat([5e-6 * eye, 0.25 * eye])], 1)
+    found = _factor(covariance)
+    assert found.shape == (600, 301)
+    assert (found @ found.T - covariance).abs().max() < 1e-14
+
+
+def test_one_large_variance_does_not_hide_many_small_ones():
+    """1 and 599 times 1e-9 against 1 and 599 times 4e-9: eigenvalues of the product, known to 1e-16, would be lost."""
+    q, _ = torch.linalg.qr(torch.randn(600, 600, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    small = torch.full((600,), 1e-9, dtype=torch.float64)
+    small[0] = 0
+    a, b = (with_moments(torch.zeros(600), torch.outer(q[:, 0], q[:, 0]) + (q * s) @ q.T) for s in (small, 4 * small))
+    assert frechet_distance(a, b) == pytest.approx(599e-9, rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m", "decades"), [(500, 400, 2), (300, 450, 7), (40, 900, 2), (900, 40, 7)])
+def test_fewer_vectors_than_features_have_the_singular_values_of_their_products(n, m, decades):
+    """tr (C1^(1/2) C2 C1^(1/2))^(1/2) is the sum of the singular values of X Y^T / sqrt((n - 1)(m - 1)), X and Y centred."""
+    d = 600
+    draw = torch.Generator().manual_seed(0)
+    mix = torch.randn(d, d, generator=draw, dtype=torch.float64) * torch.logspace(0, -decades, d, dtype=torch.float64)
+    x, y = (torch.randn(k, d, generator=draw, dtype=torch.float64) @ mix.T + 0.1 * i for i, k in enumerate((n, m)))
+    one, two = ((z - z.mean(0)).numpy() / math.sqrt(len(z) - 1) for z in (x, y))
+    overlap = np.linalg.svd(one @ two.T, compute_uv=False).sum()
+    exact = float((x.mean(0) - y.mean(0)).square().sum()) + np.square(one).sum() + np.square(two).sum() - 2 * overlap
+    assert frechet_distance(Moments.of(x), Moments.of(y)) == pytest.approx(exact, rel=1e-9)
+
+
+def test_moments_wider_than_a_block_are_numpys_and_symmetric():
+    x = torch.randn(1100, 600, generator=torch.Generator().manual_seed(0)).cumsum(1) + 3
+    found = Moments.of(x).covariance
+    assert torch.equal(found, found.T)
+    assert np.allclose(found, np.cov(x.double().numpy().T), rtol=1e-12, atol=1e-10)
 
 
 def test_moments_merge_to_the_same_as_all_at_once_far_from_zero():
