@@ -35,7 +35,7 @@ BELOW["app"] = set(BELOW)
 
 # inside a package of floors 0 to 2, a module knows only modules to its left
 ORDER = {
-    "numerics": "shapes noise brownian tableau ode trace linear",
+    "numerics": "shapes noise brownian tableau ode trace linear student",
     "process": "gaussian named betas learned tokens grid registry times",
     "denoise": "posterior targets denoiser variance exact guidance",
     "likelihood": (

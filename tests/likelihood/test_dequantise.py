@@ -213,7 +213,7 @@ def test_error_bars_and_parts():
     torch.testing.assert_close(part.per_image, whole.per_image[[7, 2]], rtol=1e-6, atol=1e-6)
     assert whole.stderr == pytest.approx(float(whole.per_image.std()) / 4)
     low, high = whole.interval
-    assert high - low == pytest.approx(3.92 * whole.stderr)
+    assert high - low == pytest.approx(2 * 2.13145 * whole.stderr, rel=1e-5)  # Student, 15 degrees of freedom
     assert whole.calls == 24
     assert whole.prior_mismatch == 0  # the law of x_1 is known, also of items at a level of noise
     assert math.isnan(part.gap)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from scipy.stats import t as student
 
 from oracles import F64, Mixture, scalar
 from trilemma.denoise import (
@@ -251,6 +252,29 @@ def test_the_standard_error_covers(trace, probes, share):
     assert abs(float((error.abs() < found.stderr).double().mean()) - share) < 0.05
     assert abs(float(error.mean() / error.std())) * math.sqrt(n) < 4.9
     torch.testing.assert_close(found.samples.std(1) / probes**0.5, found.stderr)
+
+
+@pytest.mark.parametrize("probes", [2, 4, 16])
+def test_intervals_of_few_probes_cover(probes):
+    """1000 repetitions cover in 95 %, within 3.5 binomial deviations; 1.96 standard errors of 2 would in 70, of 4 in 85 %."""
+    model, n = six(), 1000
+    x = model.means[:1].reshape(1, 6) + 0.3
+    truth = log_likelihood(model, x, steps=16).log_prob
+    found = log_likelihood(model, x.expand(n, 6), steps=16, trace="fresh", probes=probes, seeds=4)
+    low, high = found.interval()
+    assert abs(float(((low < truth) & (truth < high)).double().mean()) - 0.95) < 3.5 * math.sqrt(0.95 * 0.05 / n)
+    reach = student.ppf(0.84, probes - 1)
+    torch.testing.assert_close(found.interval(0.68)[1] - found.log_prob, reach * found.stderr)
+
+
+def test_intervals_without_spread():
+    model, x = six(), six().means[:2].reshape(2, 6) + 0.2
+    exact = log_likelihood(model, x, steps=16)
+    assert all(torch.equal(end, exact.log_prob) for end in exact.interval())
+    one = log_likelihood(model, x, steps=16, trace="hutchinson")
+    assert all(bool(end.isnan().all()) for end in one.interval())
+    with pytest.raises(ValueError, match="between 0 and 1, got 95"):
+        exact.interval(95)
 
 
 def test_probes_that_change_have_less_noise():

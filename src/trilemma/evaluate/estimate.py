@@ -21,12 +21,12 @@ is the variance of T_N itself.
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from ..numerics.noise import Noise
+from ..numerics.student import quantile
 from .agreement import Proportion
 from .stamp import Stamp, require_same
 
@@ -39,7 +39,6 @@ __all__ = [
     "of_proportion",
     "of_share",
     "of_variance",
-    "quantile",
     "shuffles",
 ]
 
@@ -89,26 +88,6 @@ class Estimate:
         form = f".{max(0, digits)}f" if digits <= 6 else ".3g"
         beside = "" if self.low <= self.value <= self.high else " at large N"
         return f"{self.value:{form}} [{self.low:{form}}, {self.high:{form}}{beside}]"
-
-
-def quantile(confidence: float, degrees: float = math.inf) -> float:
-    """How many standard errors an interval reaches to each side: of Student's t with ``degrees`` of freedom.
-
-    Error: below 0.002 from 6 degrees on (below 0.05 from 3 on), at 95 %.
-
-    Source: Fisher and Cornish 1960, Technometrics 2, 209 (the expansion about the normal quantile).
-
-    >>> round(quantile(0.95), 3), round(quantile(0.95, 10), 3)
-    (1.96, 2.228)
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 def of_variance(

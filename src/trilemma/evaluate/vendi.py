@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .estimate import Estimate, quantile, shuffles
+from ..numerics.student import quantile
+from .estimate import Estimate, shuffles
 from .rows import BLOCK, checked
 
 __all__ = ["vendi_score"]

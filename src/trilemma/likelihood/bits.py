@@ -16,6 +16,7 @@ from torch import Tensor
 from .._names import lookup
 from ..denoise.denoiser import Denoiser
 from ..numerics.noise import Noise
+from ..numerics.student import quantile
 from ..sampling.start import check
 from .dequantise import Dequantiser, TruncatedNormal, Uniform, to_model_units
 from .flow import Likelihood, log_likelihood
@@ -64,8 +65,9 @@ class BitsPerDim:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 per cent, by the standard error: of the mean over images like these."""
-        return self.value - 1.96 * self.stderr, self.value + 1.96 * self.stderr
+        """95 per cent: of the mean over images like these, by Student's quantile for B - 1 degrees of freedom; NaN for one."""
+        half = quantile(0.95, len(self.per_image) - 1) * self.stderr if len(self.per_image) > 1 else math.nan
+        return self.value - half, self.value + half
 
 
 def density_at(denoiser: Denoiser, level: float) -> tuple[Denoiser, float]:
