@@ -10,13 +10,12 @@ Sections, all or those named by ``--only``:
     coverage  how often the stated standard error covers the truth
     bounds    the variational bound of exact denoisers against their densities; what a control variate is worth on a network
     encode    digits to noise and back by 50 calls each way
-    time      a network on digits: seconds for equal standard error
+    time      networks on digits and, with ``--mnist``, MNIST: seconds for equal error, beside k-diffusion and flow_matching
     digits    bits/dim of VP, SubVP and Flow on digits, three seeds each
     mnist     the same on MNIST, with ``--mnist FILE`` (an npz with train_images and test_images); an hour of one core
 
-The peer is the likelihood of Song et al. 2021 as score_sde does it, written out here: SciPy's RK45 in VP time from 1e-5
-for the whole batch, an evaluation being two forward passes (drift, and divergence by one probe for the whole path), and
-N(0, 1) for x_1.
+The peer of the mixtures is the likelihood of Song et al. 2021 as score_sde does it, written out in peers/likelihoods.py; section
+``time`` has k-diffusion and flow_matching too, where they are installed.
 """
 
 import argparse
@@ -29,20 +28,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from scipy.stats import t as student
 from torch import Tensor, nn
 
 import common
+from likelihood_peers import section_time
+from peers.likelihoods import drawn, score_sde
 from problems import F64, Flat, Mixture, _gmm2, _gmm64, _image, problem
 from trilemma.data.digits import digits
 from trilemma.denoise import Covariances, Denoiser, Preconditioned
-from trilemma.denoise.denoiser import Rescheduled
 from trilemma.likelihood import Control, Likelihood, elbo, encode, fit_schedule, log_likelihood, round_trip
 from trilemma.likelihood.bits import bits_per_dim
 from trilemma.nets import build
 from trilemma.numerics.noise import Noise
-from trilemma.numerics.trace import exact_trace, quadratic_forms, signs, vjps
+from trilemma.numerics.trace import signs
 from trilemma.process import EDM, VE, VP, Cosine, Flow, GaussianProcess, SubVP
 from trilemma.train.objectives import denoising_loss
 
@@ -83,40 +82,6 @@ class Case:
     def error(self, log_prob: Tensor) -> Tensor:
         """In bits a dimension."""
         return (log_prob - self.truth[: len(log_prob)]).abs() / (self.size * LN2)
-
-
-def score_sde(
-    denoiser: Denoiser, x: Tensor, *, tol: float = 1e-5, exact: bool = False, seed: int = 0
-) -> tuple[Tensor, int]:
-    """Log-density by the peer's recipe on a VP denoiser, and its forward passes."""
-    process, shape, n = denoiser.process, x.shape, len(x)
-    probe = signs(Noise(seed, n), 1, x)
-    evaluations = 0
-
-    def slope(t: float, flat: np.ndarray) -> np.ndarray:
-        nonlocal evaluations
-        evaluations += 1
-        state = torch.from_numpy(flat[: x.numel()]).reshape(shape).to(x.dtype)
-        at = torch.full((n,), t, dtype=F64)
-        f, g2 = float(process.drift(torch.tensor(t, dtype=F64))), float(process.diffusion2(torch.tensor(t, dtype=F64)))
-
-        def drift(state: Tensor) -> Tensor:
-            return f * state - 0.5 * g2 * denoiser.score(state, at)
-
-        with torch.no_grad():
-            value = drift(state)
-        with torch.enable_grad():
-            state.requires_grad_()
-            again = drift(state)
-            product = partial(vjps, again, state)
-            trace = exact_trace(product, state.detach()) if exact else quadratic_forms(product, probe)[0]
-        return np.concatenate([value.double().flatten().numpy(), trace.detach().double().numpy()])
-
-    start = np.concatenate([x.double().flatten().numpy(), np.zeros(n)])
-    done = solve_ivp(slope, (1e-5, 1.0), start, rtol=tol, atol=tol, method="RK45")
-    end = torch.from_numpy(done.y[: x.numel(), -1]).reshape(n, -1)
-    log_prior = -0.5 * (end.square().sum(1) + end.shape[1] * math.log(2 * math.pi))
-    return log_prior + torch.from_numpy(done.y[x.numel() :, -1].copy()), 2 * evaluations
 
 
 def section_exact() -> list[str]:
@@ -190,7 +155,11 @@ def section_probes() -> list[str]:
             noise = float((found - exact[:, None]).abs().mean()) / (64 * LN2)
             rows.append([steps, trace, f"{noise:.2e}", f"{float(case.error(found[:, 0]).mean()):.2e}"])
             print("probes", *rows[-1], flush=True)
-    peer = torch.stack([score_sde(case.law.on(VP()), case.x, seed=s)[0] for s in range(4)])
+    found = []
+    for seed in range(4):
+        with drawn(signs(Noise(seed, len(case.x)), 1, case.x)[0]):
+            found.append(score_sde(case.law.on(VP()), case.x)[0])
+    peer = torch.stack(found)
     off = (peer - case.truth).abs().mean() / (64 * LN2)
     rows.append(["RK45, 1e-5", "score_sde", "", f"{float(off):.2e}"])
     head = ["evaluations", "probes", "mean noise of one probe, bits/dim", "mean error, bits/dim"]
@@ -212,9 +181,11 @@ def section_coverage() -> list[str]:
         found = case.run(EDM(), steps=24, trace=trace, probes=probes)
         share = float(((found.log_prob - exact).abs() < found.stderr).double().mean())
         expected = 2 * student.cdf(1, probes - 1) - 1
-        rows.append([trace, probes, f"{share:.1%}", f"{expected:.1%}"])
+        low, high = found.interval()
+        within = float(((low < exact) & (exact < high)).double().mean())
+        rows.append([trace, probes, f"{share:.1%}", f"{expected:.1%}", f"{within:.1%}"])
         print("coverage", *rows[-1], flush=True)
-    head = ["trace", "probes", "within one stated standard error", "Student's law"]
+    head = ["trace", "probes", "within one stated standard error", "Student's law", "within the interval of 95 %"]
     return ["## The stated standard error, 500 repetitions of one item of gmm64", "", *common.table(head, rows)]
 
 
@@ -280,46 +251,6 @@ def section_encode(cache: Path) -> list[str]:
     head = ["test images", "scheme", "calls", "round trip, mean", "worst", "latents against 400 steps, mean"]
     note = "Relative, Euclidean. The centre and the width of the levels were chosen on the first 100 images."
     return ["## Encoding digits and back", "", note, "", *common.table(head, rows)]
-
-
-def section_time(cache: Path) -> list[str]:
-    """The digits network of the solver benchmark, one thread: noise of one probe and seconds of both."""
-    model = problem("digits", cache).model
-    x = digits("test").images[:64]
-    x = x + (Noise(0, 64).uniform(x.shape) - 0.5) / 8
-    vp = Rescheduled(model, VP())
-    truth = log_likelihood(model, x, rtol=1e-6, atol=1e-6).log_prob
-    rows, cost = [], {}
-    for label, run in (
-        ("score_sde, Hutchinson", lambda seed: (score_sde(vp, x, seed=seed)[0], None)),
-        ("ours, hutchinson, 1e-5", lambda seed: _timed(model, x, trace="hutchinson", seeds=seed)),
-        ("ours, orthogonal, 48", lambda seed: _timed(model, x, steps=48, trace="orthogonal", seeds=seed)),
-        ("ours, orthogonal, 64", lambda seed: _timed(model, x, steps=64, trace="orthogonal", seeds=seed)),
-    ):
-        seconds, found = [], []
-        for seed in range(4):
-            began = time.process_time()
-            found.append(run(seed)[0])
-            seconds.append(time.process_time() - began)
-        values = torch.stack(found) / (64 * LN2)
-        noise, took = float(values.std(0).square().mean().sqrt()), min(seconds)
-        bias = float((values.mean(0) - truth / (64 * LN2)).mean())
-        cost[label] = took * noise**2
-        first = cost["score_sde, Hutchinson"]
-        rows.append([label, f"{took:.2f}", f"{noise:.1e}", f"{bias:+.1e}", f"{first / cost[label]:.0f}x"])
-        print("time", *rows[-1], flush=True)
-    head = [
-        "method",
-        "CPU seconds, 64 items",
-        "standard deviation of one probe, bits/dim",
-        "mean less the exact trace",
-        "speed at equal standard error",
-    ]
-    return ["## Digits, the same network", "", *common.table(head, rows)]
-
-
-def _timed(model: Denoiser, x: Tensor, **options: object) -> tuple[Tensor, None]:
-    return log_likelihood(model, x, **options).log_prob, None  # type: ignore[arg-type]
 
 
 def _learned(
@@ -414,7 +345,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--cache", type=Path, default=common.ROOT / "runs" / "solvers", help="where networks are kept")
     parser.add_argument("--updates", type=int, default=3000, help="of the networks of the digits; MNIST: half")
-    parser.add_argument("--mnist", type=Path, default=None, help="npz with train_images and test_images")
+    parser.add_argument(
+        "--mnist", type=Path, default=None, help="npz with train_images and test_images; for mnist and time"
+    )
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -432,7 +365,7 @@ def main() -> None:
         "coverage": section_coverage,
         "bounds": lambda: section_bounds(given.cache),
         "encode": lambda: section_encode(given.cache),
-        "time": lambda: section_time(given.cache),
+        "time": lambda: section_time(given.cache, given.mnist),
         "digits": lambda: section_learned("digits", small),
         "mnist": lambda: section_learned("mnist", large, given.mnist),
     }
@@ -441,7 +374,13 @@ def main() -> None:
         picture = given.out.with_name(f"{given.out.stem}_calls.png")
         draw(curves, picture)
         lines += [f"![Error against forward passes]({picture.name})", ""]
-    common.document("Likelihood", "benchmarks/likelihood.py", ("scipy",), lines, given.out)
+    common.document(
+        "Likelihood",
+        "benchmarks/likelihood.py",
+        ("scipy", "k-diffusion", "flow_matching", "torchdiffeq"),
+        lines,
+        given.out,
+    )
 
 
 if __name__ == "__main__":
