@@ -166,6 +166,8 @@ def equal(n: int, dims: int, turns: int) -> list[str]:
         )
         wide = features(n, 2048, 1, 0.1), features(n, 2048, 2)
         add("FID, D = 2048", "torch-fidelity", lambda: ours_fid(*wide), lambda: fid(*wide))
+        few = wide[0][:1500], wide[1][:1500]
+        add("FID, D = 2048 of 1500", "torch-fidelity", lambda: ours_fid(*few), lambda: fid(*few))
         add("KID, its 10 subsets of 500", "torch-fidelity", same_subsets, lambda: kid(10, 500))
         add("KID, all pairs", "torch-fidelity", lambda: kernel_distance(x, y).value, lambda: kid(1, n)[0])
         add(
