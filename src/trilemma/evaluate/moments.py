@@ -13,7 +13,7 @@ from .rows import finite
 
 __all__ = ["Moments"]
 
-_ROWS, _COLUMNS = 512, 256  # of a product at once, in float64: they stay in a processor's cache
+_ROWS, _COLUMNS = 512, 128  # of a product at once, at least, in float64: they stay in a processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,19 +50,18 @@ class Moments:
         if not finite(x):
             raise ValueError("features have a NaN or infinity")
         n, dims = x.shape
+        width = max(_COLUMNS, dims // 8)
         mean, scatter = torch.zeros(dims, dtype=torch.float64), torch.zeros(dims, dims, dtype=torch.float64)
         for part in x.split(_ROWS):
             mean += part.double().sum(0)
         mean /= n
         for part in x.split(_ROWS):
             z = part.to(torch.float64, copy=True).sub_(mean)
-            for start in range(0, dims, _COLUMNS):
-                band = slice(start, start + _COLUMNS)
+            for start in range(0, dims, width):
+                band = slice(start, start + width)
                 scatter[band, start:].addmm_(z[:, band].T, z[:, start:])
-        for start in range(
-            0, dims, _COLUMNS
-        ):  # the half below the diagonal, in blocks too: a transpose as a whole is slow
-            band, rest = slice(start, start + _COLUMNS), slice(start + _COLUMNS, None)
+        for start in range(0, dims, width):  # the other half, in blocks too: a transpose as a whole is slow
+            band, rest = slice(start, start + width), slice(start + width, None)
             scatter[band, band] = scatter[band, band].triu() + scatter[band, band].triu(1).T
             scatter[rest, band] = scatter[band, rest].T
         return cls(n, mean, scatter)
