@@ -45,7 +45,7 @@ ORDER = {
     "health": "probe identity samples compare rules check course",
     "sampling": (
         "loop plan start angle draw grids stages linear multistep unipc pndm flow invert v3 singlestep adaptive embedded "
-        "parallel sa stochastic langevin wrap hooks tokens registry pilots refine tune"
+        "parallel sa stochastic langevin wrap hooks tokens registry pilots refine tune tune_sde"
     ),
 }
 

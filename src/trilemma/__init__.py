@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from .sampling import runge_kutta as runge_kutta
     from .sampling import sample as sample
     from .sampling.tune import tune as tune
+    from .sampling.tune_sde import tune_sde as tune_sde
     from .train import TrainConfig as TrainConfig
     from .train import Trainer as Trainer
 
@@ -93,6 +94,7 @@ _HOMES = {
     "sampling.draw": "sample",
     "sampling.angle": "angular",
     "sampling.tune": "tune",
+    "sampling.tune_sde": "tune_sde",
     "sampling.flow": "runge_kutta",
     "train": "TrainConfig Trainer",
 }

@@ -152,7 +152,7 @@ def _classifier(settings: Demo, train: "DataSet") -> "Classifier":
 
 
 def _tune(settings: Demo) -> None:
-    """A plan of few steps, on few pilots: a quarter of the work that `trilemma tune` takes by default."""
+    """A plan of few steps, on few pilots: less than half of what `trilemma tune` takes by default."""
     from ..train import load_model
     from .tune import Tune
     from .tune import run as tune

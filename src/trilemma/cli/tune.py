@@ -52,7 +52,8 @@ class Tune:
         label: the classes to tune for, by name or number, in turn; all of them without it; none for no class.
         guidance: strength of classifier-free guidance that will be sampled with; each has plans of its own.
         again: tune again what was tuned for the same weights before.
-        pilots: images to tune on; a third of them judges. Fewer are faster and less sure.
+        pilots: images to tune on; a third of them judges. More take longer and are surer: 192 with a budget of 120000 took
+            twice as long on the demo's model, for an eighth less error at 8 steps.
         budget: calls of the denoiser, times images, after which the search for a better grid stops; the rest is not cut short.
         seed: of the pilots' noise.
         device: auto, cpu, cuda, cuda:1, mps.
@@ -66,8 +67,8 @@ class Tune:
     label: tuple[str, ...] = ()
     guidance: float = 1.0
     again: bool = False
-    pilots: int = 192
-    budget: int = 120_000
+    pilots: int = 96
+    budget: int = 40_000
     seed: int = 0
     device: str = "auto"
     batch: int = 64
@@ -80,7 +81,7 @@ class Tune:
             if steps < 2:
                 raise ValueError(f"steps={steps} cannot be tuned: it must be at least 2, since one step is x = D")
         if self.pilots < 6:
-            raise ValueError(f"pilots={self.pilots} must be at least 6, to fit and to judge; 192 are a good number")
+            raise ValueError(f"pilots={self.pilots} must be at least 6, to fit and to judge; 96 are a good number")
         for name in ("batch", "budget"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")

@@ -1,7 +1,7 @@
 """Floor 2: sampling.
 
 What shares its name with its module is reached there: ``unipc``, ``pndm``, ``singlestep``, ``adaptive``, ``parallel``,
-``invert``, ``tune``.
+``invert``, ``tune``, ``tune_sde``.
 """
 
 from .angle import angle, angular, angular_plan

@@ -40,7 +40,7 @@ from .refine import refine
 from .registry import RULES
 from .start import begin, check
 
-__all__ = ["Candidate", "Tuned", "tune"]
+__all__ = ["Candidate", "Tuned", "published_plans", "tune"]
 
 _CROWD = 8  # times as many items to choose the pilots from
 _SPREADS, _CENTRES = (0.4, 0.55, 0.7, 0.9), (-1.4, -0.9, -0.5, -0.1, 0.3)
@@ -77,11 +77,17 @@ class Tuned:
         )
 
 
-def _published(process: GaussianProcess, steps: int) -> list[Candidate]:
-    """Every deterministic rule of the registry that is a plan of one call a step and can start here, on every grid."""
-    found: list[Candidate] = []
+def published_plans(process: GaussianProcess, steps: int, *, stochastic: bool = False) -> list[tuple[str, Plan]]:
+    """Every rule of the registry, deterministic or stochastic, that is a plan of one call a step and can start here, on every
+    grid, with its name; what was published under several names is there once.
+
+    >>> from trilemma.process import EDM
+    >>> "ddim on karras" in dict(published_plans(EDM(), 5)), "ddpm on karras" in dict(published_plans(EDM(), 5, stochastic=True))
+    (True, True)
+    """
+    found: list[tuple[str, Plan]] = []
     for name, entry in RULES.items():
-        if entry.stochastic or entry.calls != 1 or entry.extra or entry.beyond:
+        if entry.stochastic != stochastic or entry.calls != 1 or entry.extra or entry.beyond:
             continue
         for grid, make in GRIDS.items():
             if grid == "angular" or (grid == "trailing" and not isinstance(process, FromBetas)):  # is then uniform
@@ -90,8 +96,8 @@ def _published(process: GaussianProcess, steps: int) -> list[Candidate]:
             if bool((ts.diff() >= 0).any()) or (entry.needs_signal and float(process.alpha(ts[0])) == 0):
                 continue
             plan = entry.make()(process, ts)
-            if isinstance(plan, Plan) and not any(_same(plan, other.plan) for other in found):
-                found.append(Candidate(f"{name} on {grid}", plan, published=True))
+            if isinstance(plan, Plan) and not any(_same(plan, other) for _, other in found):
+                found.append((f"{name} on {grid}", plan))
     return found
 
 
@@ -105,7 +111,9 @@ def _same(plan: Plan, other: Plan) -> bool:
         columns = max(one.shape[1], two.shape[1])
         return torch.allclose(wide(one, columns), wide(two, columns), rtol=1e-9, atol=1e-9)
 
-    return torch.equal(plan.ts, other.ts) and close(plan.a, other.a) and close(plan.b, other.b)
+    return torch.equal(plan.ts, other.ts) and all(
+        close(*pair) for pair in ((plan.a, other.a), (plan.b, other.b), (plan.c[:, None], other.c[:, None]))
+    )
 
 
 def _angular(process: GaussianProcess, steps: int, sigma_data: float) -> list[Candidate]:
@@ -218,7 +226,8 @@ def tune(
     start, share = hard_pilots(crowd, shape[0], batch, float(draws[_CROWD][:1].uniform((1,))))
     pilots = Pilots(start, fine, batch, share)
     limit, process, sigma_data = pilots.calls + budget, pilots.process, pilots.sigma_data
-    published = _halve(pilots, _published(process, steps), 2)
+    plans = published_plans(process, steps)
+    published = _halve(pilots, [Candidate(name, plan, published=True) for name, plan in plans], 2)
     family = _halve(pilots, _angular(process, steps, sigma_data), 4)
     default = angular(sigma_data=sigma_data)(process, angular_grid(process, steps, sigma_data=sigma_data))
     finalists = [*published, Candidate("the default", default), *family[:2]]
@@ -233,5 +242,7 @@ def tune(
     for left, one in zip((2, 1), (moved, family[0])):
         finalists.append(refine(pilots, one, (limit - pilots.calls) // left, f"{one.name}, refined"))
     once = [c for i, c in enumerate(finalists) if not any(c.plan == other.plan for other in finalists[:i])]
+    most = 2 * min(c.error for c in once)  # on the pilots to choose with; the default has not been seen there
+    once = [c for c in once if c.error <= most or c.error == math.inf or c is published[0]]
     rows = sorted((pilots.judge(c, pilots.fit, shape[0]) for c in once), key=lambda c: c.error)
     return Tuned(rows[0], next(c for c in rows if c.published), tuple(rows), pilots.calls + 19 * len(x))
