@@ -321,3 +321,91 @@ def test_either_scale_of_the_data_will_do():
         assert rules.scale(told, 0.2, 0.6) == []
     for told in (0.1, 1.0):
         assert [finding.name for finding in rules.scale(told, 0.2, 0.6)] == ["sigma_data"]
+
+
+class Given(Exact):
+    """An exact network that expects something else than it is given: its input times a factor, or another log-SNR."""
+
+    def __init__(self, law, target, factor=lambda c_in: 1.0, level=lambda log_snr: log_snr, sigma_data=1.0):
+        super().__init__(law, target, sigma_data)
+        self.factor, self.level = factor, level
+
+    def forward(self, x, c_time):
+        t = self.law.process.time(-8 * c_time.double())
+        c_in = self.frame.coefficients(t)[2][:, None].to(x)
+        return super().forward(x * self.factor(c_in), -self.level(-8 * c_time.double()).to(c_time) / 8)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(lambda c: c, "given x_t"), (lambda c: 1 / c, "given c_in^2 x_t")])
+def test_input_scaled_twice_or_too_much(factor, said):
+    """A network with a c_in of its own wants x_t; one that divides by it wants c_in^2 x_t."""
+    model = Given(ring(EDM(), scale=0.5), "edm", factor, sigma_data=0.5)
+    finding = check(Preconditioned(model, EDM(), "edm", sigma_data=0.5), 0.5 * HELD, draws=0).findings[0]
+    assert finding.name == "coefficients"
+    assert said in finding.what
+
+
+def test_a_clock_that_no_formula_knows():
+    """Told a level it hears one 2.5 cleaner, so wherever it matters it does best told a noisier one."""
+    model = Given(ring(VP()), "v", level=lambda log_snr: log_snr + 2.5)
+    health = check(Preconditioned(model, VP(), "v"), HELD, draws=0)
+    assert health.findings[0].name == "time"
+    assert [f.name for f in rules.clock(health.identity)] == ["time"]
+    assert all(1.4 < v.log_snr - v.best < 3.1 for v in health.identity.told if v.sure > 6)
+    assert not rules.clock(check(network(VP(), "v"), HELD, draws=0).identity)
+
+
+def test_all_levels_told_alike():
+    """A clock whose whole range is a hundredth of what the network learned: right where the data are clean, wrong elsewhere."""
+    model = Preconditioned(Given(ring(VP()), "v", level=lambda log_snr: 4.0 + log_snr / 100), VP(), "v")
+    finding = check(model, HELD, draws=0).findings[0]
+    assert finding.name == "time"
+    assert "at most" in finding.what
+
+
+def weak(process, sign):
+    """The exact network of a wider ring's Gaussian plus a third of what the ring tells beyond: factor 1 and next to no gain."""
+    law, blunt = ring(process), two_moments(process)
+
+    class Mixed(Denoiser):
+        def __init__(self):
+            super().__init__()
+            self.process = process
+
+        def forward(self, x_t, t):
+            return Gaussian(blunt(x_t, t).mean + 0.3 * (law(x_t, t).mean - blunt(x_t, t).mean))
+
+    return Preconditioned(Exact(Mixed(), "v", edit=lambda out, level: sign * out), process, "v")
+
+
+def test_factors_before_the_output():
+    """(2): 1 for an exact network, -1 for one whose sign is turned, 1/2 for one that puts out twice what it should."""
+    for factor, want in ((1.0, 1.0), (-1.0, -1.0), (2.0, 0.5)):
+        model = network(VP(), "v", edit=lambda out, level, factor=factor: factor * out)
+        told = check(model, HELD, draws=0).identity.told
+        assert all(abs(v.slope - want) < 5 * v.slope_error + 1e-3 for v in told)
+
+
+def test_a_turned_sign_is_seen_in_a_weak_network():
+    found = check(weak(VP(), -1.0), HELD, draws=0).findings
+    assert found[0].name == "sign"
+    assert "sign" not in [f.name for f in check(weak(VP(), 1.0), HELD, draws=0).findings]
+
+
+def test_answers_that_change():
+    class Dropping(Exact):
+        def forward(self, x, c_time):
+            return nn.functional.dropout(super().forward(x, c_time), 0.05)
+
+    assert faults(Preconditioned(Dropping(ring(VP()), "v"), VP(), "v"), draws=0) == ["random"]
+
+
+def test_data_turned_over():
+    """The exact denoiser of half a ring, on the other half, and on the ring with its coordinates exchanged for none."""
+    law = ring(Cosine(), components=slice(0, 3))
+    x = law.draw(Noise(0, 512))[0].float()
+    assert faults(law, x, draws=0) == []
+    for turned, said in ((-x, "the sign"), (x.flip(1), "the order of the coordinates")):
+        finding = check(law, turned, draws=0).findings[0]
+        assert finding.name == "data"
+        assert said in finding.what

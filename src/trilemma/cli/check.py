@@ -16,11 +16,14 @@ __all__ = ["COMMAND", "Check", "run"]
 
 @dataclass(frozen=True)
 class Check:
-    """Examine the health of a trained run on held-out data, in a minute or so.
+    """Examine the health of a trained run on held-out data.
 
-    Tests identities that every exact denoiser obeys, what the network predicts, whether it knows its training data by heart,
-    whether its labels mean anything, its samples, and whether its averaged weights follow. Writes PATH/health/health.json and a
-    picture by noise level. The exit status is 1 if there is a fault.
+    Tests identities that every exact denoiser obeys, what the network predicts and wants to be given, whether it knows its
+    training data by heart, whether its labels mean anything, its samples, and whether its averaged weights follow. Writes
+    PATH/health/health.json and a picture by noise level. The exit status is 1 if there is a fault.
+
+    With 512 items and 256 draws it asks the network for about 70,000 items and for 5,000 gradients: seconds for points, about a
+    minute of a processor for a small U-Net on 8x8 images. Fewer items and draws cost less in proportion.
 
     Args:
         path: a run, a checkpoint or a model folder.

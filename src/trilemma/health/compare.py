@@ -1,5 +1,6 @@
 """Two errors side by side: of averaged weights and plain ones, of right labels and wrong ones, of data held out and seen,
-of data in these units and in those of the samples; and the bound beside the density by the flow.
+of data in these units and in those of the samples, of data as they are and turned over; one answer beside the same once more;
+and the bound beside the density by the flow.
 
 The noise is the same on both sides wherever the items are, so that a difference is known far better than either error.
 """
@@ -19,7 +20,7 @@ from ..numerics.noise import Noise
 from .probe import Level, Reference, errors, levels_of, standard
 from .samples import Samples
 
-__all__ = ["average_lag", "bound_gap", "label_gain", "memory_ratios", "unit_ratios"]
+__all__ = ["average_lag", "bound_gap", "label_gain", "memory_ratios", "turned_over", "unit_ratios", "unrest"]
 
 Cond = Mapping[str, Tensor]
 
@@ -61,6 +62,43 @@ def unit_ratios(
     here = [v.error / v.linear for v in table]
     fits, before = (sum(map(math.log, ratios)) / len(ratios) for ratios in (there, here))
     return fits, before
+
+
+def turned_over(
+    model: Denoiser, x: Tensor, table: Sequence[Level], cond: Cond, noise: Noise, batch: int
+) -> tuple[str, float, float]:
+    """The way of turning the data over that the model errs least on: data read in another order than in training.
+
+    Reversing an axis, exchanging two of equal length and changing the sign keep all distances, so the best linear denoiser and
+    the exact one err as much on the turned data as on the data; a model errs least on the law that it learned.
+
+    Returns:
+        What is turned; the model's error as the data are over that on the turned ones, a geometric mean over three levels; and
+        by how many standard errors it is larger.
+    """
+    names = {2: ("coordinates",), 3: ("channels", "samples"), 4: ("channels", "rows", "columns")}.get(x.ndim, ())
+    ways = {f"the order of the {name}": x.flip(1 + k) for k, name in enumerate(names) if x.shape[1 + k] > 1}
+    ways["the sign"] = -x
+    if x.ndim == 4 and x.shape[2] == x.shape[3]:
+        ways["rows and columns"] = x.mT
+    levels = [v.log_snr for v in table][len(table) // 4 :: len(table) // 4][:3]
+    weight = torch.tensor([1 / v.linear for v in table if v.log_snr in levels], dtype=torch.float64, device=x.device)
+    here, found = errors(model, x, levels, cond, noise, batch=batch), ("", 1.0, 0.0)
+    for way, other in ways.items():
+        there = errors(model, other, levels, cond, noise, batch=batch)
+        ratio = float((here.mean(1) / there.mean(1)).log().mean().exp())
+        if ratio > found[1]:
+            found = way, ratio, standard(weight @ (here - there))
+    return found
+
+
+@torch.no_grad()
+def unrest(model: Denoiser, x: Tensor, level: float, cond: Cond, noise: Noise) -> float:
+    """Relative difference of two answers to the same question, at a log-SNR."""
+    t = model.process.time(torch.tensor(level, dtype=torch.float64))
+    x_t = model.process.perturb(x, t, noise.normal_like(x))
+    one, other = (model(x_t, t, **cond).mean.double() for _ in range(2))
+    return float((one - other).norm() / one.norm().clamp(min=1e-30))
 
 
 def label_gain(model: Denoiser, x: Tensor, levels: list[float], cond: Cond, noise: Noise, batch: int) -> float:

@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..denoise.denoiser import Denoiser, Preconditioned
+from ..denoise.denoiser import Denoiser
 from ..numerics.noise import Noise
 from ..numerics.shapes import dot
 
@@ -65,8 +65,6 @@ class Level:
         predicted_error: its standard error.
         asymmetry: antisymmetric share of the derivative, in Frobenius norm, (3).
         drift: <D_s - D_t, D_t> / <D_t, D_t> for the next cleaner level s, (4), in its standard errors.
-        time_effect: relative change of the network's output when it is told levels 4 away; NaN if
-            there is no network, or it answers 0.
     """
 
     log_snr: float
@@ -84,7 +82,6 @@ class Level:
     predicted_error: float
     asymmetry: float
     drift: float
-    time_effect: float
 
 
 class Reference:
@@ -161,7 +158,7 @@ def errors(denoiser: Denoiser, x: Tensor, levels: list[float], cond: Cond, noise
 @torch.no_grad()
 def probe(
     denoiser: Denoiser, x: Tensor, reference: Reference, levels: list[float], cond: Cond, noise: Noise, *,
-    probes: int = 1, batch: int = 256,
+    probes: int = 1, few: int | None = None, batch: int = 256,
 ) -> list[Level]:  # fmt: skip
     """All of the above at each level.
 
@@ -173,13 +170,15 @@ def probe(
         cond: conditions of the items.
         noise: source with N items.
         probes: pairs of random directions for (2) and (3).
+        few: items for (2), (3) and (4), the first of ``x``; all without it.
         batch: evaluations at once.
 
     Cost:
-        Two calls and ``2 probes`` vector-Jacobian products a level and item.
+        A call a level and item, and for the ``few`` two more and ``2 probes`` vector-Jacobian products.
     """
     process, m = denoiser.process, reference.mean.to(x.dtype).view(x.shape[1:])
     dim, n = x[0].numel(), len(x)
+    part, own = slice(0, few), {key: value[:few] for key, value in cond.items()}
     out = []
     for i, level in enumerate(levels):
         t = process.time(torch.tensor(level, dtype=torch.float64))
@@ -198,8 +197,8 @@ def probe(
         slope = float(dot(centred, said).sum() / weight)
         slope_error = float((dot(centred, said) - slope * dot(said, said)).std() * n**0.5 / weight)
         bias = float(gap.mean(0).square().mean() - gap.var(0).mean() / n) / reference.var
-        traces, asymmetry = _derivative(denoiser, x_t, t, cond, noise.at(i, 1), probes, batch)
-        more = errors_ahead(denoiser, x, x_t, law, level, cond, noise.at(i, 2), batch, m)
+        traces, asymmetry = _derivative(denoiser, x_t[part], t, own, noise[part].at(i, 1), probes, batch)
+        drift = errors_ahead(denoiser, x[part], x_t[part], law[part], level, own, noise[part].at(i, 2), batch, m)
         out.append(
             Level(
                 log_snr=level,
@@ -214,10 +213,9 @@ def probe(
                 slope_error=slope_error,
                 bias=bias,
                 predicted=sigma**2 / alpha * float(traces.mean()) / dim,
-                predicted_error=sigma**2 / alpha * float(traces.std()) / n**0.5 / dim,
+                predicted_error=sigma**2 / alpha * float(traces.std()) / len(traces) ** 0.5 / dim,
                 asymmetry=asymmetry,
-                drift=more,
-                time_effect=_time_effect(denoiser, x_t, t, level, cond, batch),
+                drift=drift,
             )
         )
     return out
@@ -259,17 +257,3 @@ def _derivative(
                 size += float((dot(jv, jv) + dot(jw, jw)).double().sum()) / 2
             traces.append(trace)
     return torch.cat(traces), math.sqrt(odd / max(size, 1e-30))
-
-
-def _time_effect(denoiser: Denoiser, x_t: Tensor, t: Tensor, level: float, cond: Cond, batch: int) -> float:
-    """How much the network's output changes with the level that it is told, its input being the same."""
-    if not isinstance(denoiser, Preconditioned):
-        return math.nan
-    part = slice(0, batch)
-    own = {key: value[part] for key, value in cond.items()}
-    _, _, c_in, c_time = denoiser.coefficients(t)
-    here = denoiser._net(x_t[part], float(c_in), float(c_time), own)
-    moved = [denoiser._net(x_t[part], float(c_in), float(c_time) + shift / 8, own) for shift in (-4.0, 4.0)]
-    size = float(here.double().norm())
-    change = max(float((other - here).double().norm()) for other in moved)
-    return change / size if size > 1e-6 else math.nan  # an untrained network answers 0 to everything

@@ -15,9 +15,9 @@ from .probe import Level
 from .samples import Samples
 
 __all__ = [
-    "LEGEND", "SURE", "Finding", "asymmetry", "average", "bound", "calibration", "coefficients", "data", "evidence", "fit",
-    "labels", "memory", "moved", "reading", "samplers", "scale", "stiff", "time", "turned", "units", "verdict", "weights",
-    "young",
+    "LEGEND", "SURE", "Finding", "asymmetry", "average", "bound", "calibration", "clock", "coefficients", "data",
+    "evidence", "fit", "labels", "memory", "moved", "order", "random", "reading", "samplers", "scale", "stiff", "time",
+    "turned", "units", "verdict", "weights", "young",
 ]  # fmt: skip
 
 SURE = 4.0  # standard errors that a finding needs
@@ -26,6 +26,9 @@ AVERAGE = 1.15  # error of averaged weights over that of the weights that they s
 LAG = 0.5  # share of what those have learned that the averaged ones lack
 MISMATCH = 1e-2  # relative, between the answer and the table's coefficients
 DEAF = 1e-7  # relative change of the output with the level told: young networks hear it faintly, a deaf one not at all
+FAINT, SILENT = 0.05, 5.0  # the same of one that says enough, and the factor that one would need which says nothing
+RETOLD = 1.03  # error over that when told other levels, a geometric mean
+MIRRORED = 0.5  # how far from -1 the factor of a turned sign may be
 READING = 1.15  # error as the output is read, over that of a better reading
 SIGMA_DATA = 1.5  # factor between what a model was told of the data's scale and what it is
 SHIFT, SCALE = 0.3, 0.3  # samples elsewhere than the data: in standard deviations, and in log scale
@@ -132,12 +135,56 @@ def coefficients(who: Identity | None) -> list[Finding]:
     return _fault("coefficients", what, "Compare c_skip and c_out with trilemma.denoise.targets.coefficients.")
 
 
-def time(table: Sequence[Level]) -> list[Finding]:
-    """A network that is not told the noise level."""
-    if not all(v.time_effect < DEAF for v in table):
+def random(change: float) -> list[Finding]:
+    """Two answers to one question, and the relative difference between them."""
+    if change <= MISMATCH:
         return []
-    what = "the network answers the same whatever noise level it is told"
-    return _fault("time", what, "Pass c_time into the network, and train again.")
+    what = f"asked twice for the same, it answers differently, by {change:.1%}"
+    advice = "Dropout, or noise, is on outside of training: call eval(), and give F.dropout training=self.training."
+    return _fault("random", what, advice)
+
+
+def time(who: Identity | None, table: Sequence[Level]) -> list[Finding]:
+    """A network that is not told the noise level, or is told it in units in which all levels look the same."""
+    if who is None:
+        return []
+    if all(v.effect < DEAF for v in who.told):
+        what = "the network answers the same whatever noise level it is told"
+        return _fault("time", what, "Pass c_time into the network, and train again.")
+    # a network that has hardly been trained hears as faintly; but it says next to nothing, (2) of `identity`, and nothing well
+    faint = all(v.effect < FAINT and abs(v.slope) < SILENT for v in who.told)
+    if not faint or who.score < WORSE or not any(v.excess < -SURE for v in table):
+        return []
+    what = f"whatever noise level it is told, the answer changes by {max(v.effect for v in who.told):.1%} at most"
+    return _fault(
+        "time", what, "Tell it the same number in training and in use, such as t in 0..1 or steps in 0..1000."
+    )
+
+
+def clock(who: Identity | None) -> list[Finding]:
+    """A network that errs less when it is told other levels, each level another, (3) of ``identity``."""
+    if who is None or who.retold < RETOLD or who.retold_sure < SURE:
+        return []
+    moved = [v for v in who.told if v.ratio > 1 and v.sure > 2]
+    if len({v.best for v in moved}) < 3 or [v.best for v in moved] != sorted(v.best for v in moved):
+        return []
+    most = max(moved, key=lambda v: v.ratio)
+    what = f"at log-SNR {most.log_snr:.1f} it errs {most.ratio:.2f} times less when told that it is {most.best:.1f}"
+    what += f" ({len(moved)} of {len(who.told)} levels)"
+    return _fault(
+        "time", what, "Tell it the same number in training and in use, and use the process that it was trained with."
+    )
+
+
+def order(way: str, ratio: float, sure: float) -> list[Finding]:
+    """Data that the model knows, but turned over: what is turned, and by how much it errs less on that."""
+    if ratio < READING or sure < SURE:
+        return []
+    what = f"it errs {ratio:.2f} times less on the data with {way} turned over"
+    advice = (
+        "The data were read in another way in training: compare the order of channels and axes, and black and white."
+    )
+    return _fault("data", what, advice)
 
 
 def moved(looks: Samples | None) -> bool:
@@ -199,12 +246,16 @@ def labels(gain: float) -> list[Finding]:
     return _fault("labels", what, advice)
 
 
-def turned(table: Sequence[Level]) -> list[Finding]:
-    """A sign that no row of the table explains, as in a denoiser that is no network."""
-    if sum(v.slope < 0 for v in table) <= len(table) // 2:
-        return []
-    what = "the answers point away from the clean data at most noise levels"
-    return _fault("sign", what, "Look for a sign that was turned in the target or in the score.")
+def turned(table: Sequence[Level], who: Identity | None) -> list[Finding]:
+    """A sign that no better reading shows: a network with factor -1, (2) of ``identity``, or a denoiser that is no network."""
+    if who is None:
+        away = sum(v.slope < 0 for v in table) > len(table) // 2
+        what = "the answers point away from the clean data at most noise levels"
+    else:
+        mirrored = [v for v in who.told if abs(v.slope + 1) < MIRRORED and v.slope < -SURE * v.slope_error]
+        away = len(mirrored) > len(who.told) // 2
+        what = f"at {len(mirrored)} of {len(who.told)} noise levels the output is minus what it has learned"
+    return _fault("sign", what, "Look for a sign that was turned in the target or in the score.") if away else []
 
 
 def memory(ratios: Sequence[float]) -> list[Finding]:
