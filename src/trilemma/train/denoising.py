@@ -9,17 +9,16 @@ from torch import Tensor, nn
 
 from .._names import lookup
 from ..denoise import Preconditioned
-from ..numerics.noise import Noise
 from ..process.times import TIMES, TimeLaw, Uniform
 from .config import TrainConfig, parse_entry
-from .game import Game, Minibatch
+from .game import Minibatch, Players
 from .monitor import LossByNoise
 from .objectives import denoising_error, loss_weight, weighting
 
 __all__ = ["Denoising"]
 
 
-class Denoising(Game):
+class Denoising(Players):
     """The weighted denoising error of ``objectives``, (3) there, at times drawn across the whole batch.
 
     Args:
@@ -36,7 +35,7 @@ class Denoising(Game):
     def __init__(self, model: Preconditioned, config: TrainConfig) -> None:
         classes = getattr(model.net, "config", {}).get("classes")
         takes_label = "label" in model.cond_keys and classes != 0  # a network without classes ignores labels
-        super().__init__((), (classes or 1) if takes_label else 0, {})
+        super().__init__((classes or 1) if takes_label else 0)
         self.model = model
         self._law = _law(config.times)
         self._weighting = weighting(config.weighting)
@@ -71,10 +70,6 @@ class Denoising(Game):
     def averaged(self) -> dict[str, Tensor]:
         """All weights, by the names under which the denoiser is saved."""
         return dict(self.model.named_parameters())
-
-    def draw(self, noise: Noise, label: Tensor | None) -> Tensor:
-        """A denoiser is sampled by rules: `trilemma.sample`."""
-        raise NotImplementedError("a denoiser is sampled by trilemma.sample")
 
     def observe(self, player: str, figures: Mapping[str, Tensor]) -> dict[str, float]:
         """Keep the errors by noise level."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..numerics.noise import Noise
 
-__all__ = ["Adam", "Game", "Minibatch"]
+__all__ = ["Adam", "Game", "Minibatch", "Players"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,26 +53,16 @@ class Adam:
     betas: tuple[float, float]
 
 
-class Game(nn.Module, ABC):
-    """A generative model that one or several players train; a subclass writes `players`, `loss` and `draw`.
+class Players(nn.Module, ABC):
+    """What the trainer needs of what it trains; a subclass writes `players` and `loss`.
 
     Args:
-        shape: of an item, ``(C, H, W)``.
-        classes: number of labels, 0 for none.
-        config: the keyword arguments that build the game again, JSON data.
-
-    Attributes:
-        family: the name in ``trilemma.baselines.GAMES``.
-        calls: network evaluations that one sample costs.
+        classes: number of labels that `loss` is given, 0 for none.
     """
 
-    family: ClassVar[str] = ""
-    calls: int = 1
-
-    def __init__(self, shape: Sequence[int], classes: int, config: Mapping[str, Any]) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.shape, self.classes = tuple(shape), classes
-        self.config: dict[str, Any] = {"shape": list(shape), "classes": classes, **config}
+        self.classes = classes
 
     @property
     def network(self) -> nn.Module | None:
@@ -99,10 +89,6 @@ class Game(nn.Module, ABC):
             lowest value has diverged.
         """
 
-    @abstractmethod
-    def draw(self, noise: Noise, label: Tensor | None) -> Tensor:
-        """Samples in model units, one for each item of ``noise``; called by `sample` without gradients, in evaluation mode."""
-
     def adam(self, player: str, step: int, usual: Adam) -> Adam:
         """The optimiser's settings for a player's next move; ``usual`` comes from the training's settings."""
         return usual
@@ -122,6 +108,32 @@ class Game(nn.Module, ABC):
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Go on from `memory`."""
         return
+
+
+class Game(Players):
+    """A generative model that one or several players train; a subclass writes `players`, `loss` and `draw`.
+
+    Args:
+        shape: of an item, ``(C, H, W)``.
+        classes: number of labels, 0 for none.
+        config: the keyword arguments that build the game again, JSON data.
+
+    Attributes:
+        family: the name in ``trilemma.baselines.GAMES``.
+        calls: network evaluations that one sample costs.
+    """
+
+    family: ClassVar[str] = ""
+    calls: int = 1
+
+    def __init__(self, shape: Sequence[int], classes: int, config: Mapping[str, Any]) -> None:
+        super().__init__(classes)
+        self.shape = tuple(shape)
+        self.config: dict[str, Any] = {"shape": list(shape), "classes": classes, **config}
+
+    @abstractmethod
+    def draw(self, noise: Noise, label: Tensor | None) -> Tensor:
+        """Samples in model units, one for each item of ``noise``; called by `sample` without gradients, in evaluation mode."""
 
     def bits_per_dim(
         self, x: Tensor, label: Tensor | None = None, *, draws: int = 32, seeds: int | Sequence[int] = 0

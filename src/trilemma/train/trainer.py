@@ -26,7 +26,7 @@ from .config import TrainConfig
 from .denoising import Denoising
 from .distributed import World, whole, wrap
 from .ema import EMA, profile
-from .game import Adam, Game, Minibatch
+from .game import Adam, Game, Minibatch, Players
 from .monitor import DivergedError, Divergence, NoiseProfile
 from .snapshot import restore, snapshot
 
@@ -74,7 +74,7 @@ class Record:
 class _Turn(nn.Module):
     """A loss as a module, since a module's call is what ``DistributedDataParallel`` wraps."""
 
-    def __init__(self, game: Game) -> None:
+    def __init__(self, game: Players) -> None:
         super().__init__()
         self.game = game
 
@@ -122,7 +122,7 @@ class Trainer:
         self.config = config = config or TrainConfig()
         self.world = world = world or World(device=next(model.parameters()).device)
         self.model: Preconditioned | Game = model.to(world.device)
-        self.game: Game = model if isinstance(model, Game) else Denoising(model, config)
+        self.game: Players = model if isinstance(model, Game) else Denoising(model, config)
         self.step = 0
         self.last_checkpoint: Path | None = None
         if config.batch % (world.size * config.accumulate):
