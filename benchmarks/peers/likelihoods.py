@@ -49,7 +49,7 @@ def _standard_normal(x: Tensor) -> Tensor:
     return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))
 
 
-def score_sde(denoiser: Denoiser, x: Tensor, *, tol: float = 1e-5, exact: bool = False) -> Answer:
+def score_sde(denoiser: Denoiser, x: Tensor, *, tol: float = 1e-5, begin: float = 1e-5, exact: bool = False) -> Answer:
     """Song et al. 2021 on a VP denoiser."""
     process, shape, n = denoiser.process, x.shape, len(x)
     probe = 2 * torch.randint_like(x, 2) - 1
@@ -75,7 +75,7 @@ def score_sde(denoiser: Denoiser, x: Tensor, *, tol: float = 1e-5, exact: bool =
         return np.concatenate([value.double().flatten().numpy(), trace.detach().double().numpy()])
 
     start = np.concatenate([x.double().flatten().numpy(), np.zeros(n)])
-    done = solve_ivp(slope, (1e-5, 1.0), start, rtol=tol, atol=tol, method="RK45")
+    done = solve_ivp(slope, (begin, 1.0), start, rtol=tol, atol=tol, method="RK45")
     end = torch.from_numpy(done.y[: x.numel(), -1]).reshape(n, -1)
     return _standard_normal(end) + torch.from_numpy(done.y[x.numel() :, -1].copy()), 2 * evaluations
 

@@ -54,7 +54,7 @@ def acgan(images: Tensor, labels: Tensor, seconds: float) -> Trained:
     classes, (channels, side) = int(labels.max()) + 1, images.shape[1:3]
     generator = Multiplied(classes, channels, side // 4)
     down: list[nn.Module] = []
-    for inner, outer, normal in ((channels, 16, False), (16, 32, True), (32, 64, True), (64, 128, False)):
+    for inner, outer, normal in ((channels, 16, False), (16, 32, True), (32, 64, True), (64, 128, True)):
         down += [nn.Conv2d(inner, outer, 3, 2, 1), nn.LeakyReLU(0.2), nn.Dropout2d(0.25)]
         down += [nn.BatchNorm2d(outer, EPSILON)] if normal else []
     discriminator = nn.Sequential(*down, nn.Flatten(), nn.Linear(128 * (-(-side // 16)) ** 2, 1 + classes))

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from oracles import F64
-from trilemma.denoise import Covariances, Denoiser, Gaussian, MixtureDenoiser
+from trilemma.denoise import Covariances, Denoiser, FiniteDenoiser, Gaussian, MixtureDenoiser
 from trilemma.numerics.noise import Noise
-from trilemma.process import VP, Flow
+from trilemma.process import EDM, VP, Flow
 from trilemma.process.grid import log_snr_grid
 from trilemma.sampling import Plan, sa_solver, sample
 from trilemma.sampling.sa import Constant
 from trilemma.sampling.start import begin
+from trilemma.sampling.tune import published_plans
 from trilemma.sampling.tune_sde import Row, _Laws, energy_distance, tune_sde
 
 WIDTH = 0.2
@@ -80,9 +81,9 @@ def test_too_little_and_too_much_noise_are_seen(noise):
     wrong = replace(plan, c=plan.c * noise)
     rows = []
     for some in (plan, wrong):
-        x = laws.ends(some, 0, 1000)
-        rows.append(laws.judged(Row("", some), x, 0))
-        assert rows[-1].spread == pytest.approx(inside(x) / inside(laws.truth), rel=0.05)
+        ends = laws.run(some, 0, 1000)
+        rows.append(laws.judged(Row("", some), ends, 0))
+        assert rows[-1].spread == pytest.approx(inside(ends.x) / inside(laws.truth), rel=0.05)
     assert rows[0].excess == 0 < rows[1].excess
     assert rows[0].rank < rows[1].rank
     assert rows[0].distance < 3 * rows[0].stderr
@@ -140,11 +141,44 @@ def test_each_pilot_has_its_condition():
     assert tuned.best.distance == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("process", [VP(), EDM()], ids=lambda p: type(p).__name__)
+def test_what_is_chosen_draws_noise(process):
+    """In two steps some published rules draw none, and points have no spread that could be wrong."""
+    points = FiniteDenoiser(process, torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    tuned = tune_sde(points, (48, 2), 2)
+    assert tuned.plan.c.any()
+    assert tuned.published.plan.c.any()
+    assert tuned.best.excess == 0
+
+
+def test_calls_are_counted():
+    class Counting(Label):
+        items = 0
+
+        def forward(self, x, t, *, label):
+            Counting.items += len(x)
+            return super().forward(x, t, label=label)
+
+    tuned = tune_sde(Counting(), (48, 1), 3, cond={"label": torch.arange(48) % 3})
+    assert tuned.calls == Counting.items
+
+
+def test_plans_that_differ_in_their_noise_alone_are_two():
+    names = dict(published_plans(VP(), 6, stochastic=True))
+    small, large = names["ddpm on uniform"], names["ancestral_large on uniform"]
+    assert torch.equal(small.b, large.b)
+    assert not torch.equal(small.c, large.c)
+    assert not set(names) & set(dict(published_plans(VP(), 6)))
+
+
 def test_wrong_input_is_named():
     model = corners(VP())
     for shape, steps, more, why in (
         ((96, 2), 1, {}, "at least 2 steps, got 1"),
-        ((20, 2), 5, {}, "at least 48 pilots to tell laws apart, got 20"),
+        ((20, 2), 5, {}, r"at least 48 pilots to tell laws apart, got shape \(20, 2\)"),
+        ((), 5, {}, r"at least 48 pilots to tell laws apart, got shape \(\)"),
+        ((96, 2), 5, {"batch": 0}, "batch=0 must be at least 1"),
+        ((96, 2), 20, {"fine": 15}, "got fine=15 for 20 steps"),
         ((96, 2), 5, {"reference": torch.zeros(95, 2)}, r"items of shape \(96, 2\), got \(95, 2\)"),
         ((96, 2), 5, {"reference": torch.full((96, 2), torch.nan)}, "must be finite"),
     ):

@@ -74,8 +74,19 @@ class Likelihood:
         Args:
             confidence: probability that it covers; 0.95 is 3.18 standard errors for 4 probes, 2.13 for 16.
 
+        Returns:
+            The lower and the upper end, in nats.
+
         Raises:
             ValueError: the confidence does not lie between 0 and 1.
+
+        >>> from trilemma.denoise import Covariances, MixtureDenoiser
+        >>> from trilemma.process import VP
+        >>> two = MixtureDenoiser(VP(), torch.tensor([[-1.0, 0], [1, 0]]), Covariances.diagonal(torch.full((2, 2), 0.1)))
+        >>> found = log_likelihood(two, torch.tensor([[0.5, 0.2]]), trace="hutchinson", probes=8)
+        >>> low, high = found.interval()
+        >>> bool(low < found.log_prob < high)
+        True
         """
         probes = self.samples.shape[1]
         reach = quantile(confidence, probes - 1 if probes > 1 else math.inf)

@@ -243,6 +243,6 @@ def tune(
         finalists.append(refine(pilots, one, (limit - pilots.calls) // left, f"{one.name}, refined"))
     once = [c for i, c in enumerate(finalists) if not any(c.plan == other.plan for other in finalists[:i])]
     most = 2 * min(c.error for c in once)  # on the pilots to choose with; the default has not been seen there
-    once = [c for c in once if c.error <= most or c.error == math.inf or c is published[0]]
+    once = [c for c in once if c.error <= most or c.plan is default or c is published[0]]
     rows = sorted((pilots.judge(c, pilots.fit, shape[0]) for c in once), key=lambda c: c.error)
     return Tuned(rows[0], next(c for c in rows if c.published), tuple(rows), pilots.calls + 19 * len(x))

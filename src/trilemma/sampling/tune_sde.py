@@ -15,8 +15,8 @@ the items are apart: graininess, or samples that are too clean. The denoiser doe
 
     spread = E|x - D(x, sigma_f)|^2 / E|y - D(y, sigma_f)|^2,                                                (3)
 
-is for modes of any Gaussian laws the ratio of the variances inside them. Of plans whose spread lies in [0.9, 1.1], within its own
-uncertainty, the least distance is best; others follow, by their spread.
+is for round Gaussian modes the ratio of the variances inside them, for others a mean of such ratios. Of plans whose spread lies
+in [0.9, 1.1], within its own uncertainty, the least distance is best; others follow, by their spread.
 
 All candidates start from the same states with the same noises. They are every stochastic plan of the registry on every grid, and
 SA-Solver and exponential rules with four amounts of noise on grids of equal steps of log-SNR about the model's scale.
@@ -55,6 +55,7 @@ _ROUNDS = (16, 4, 1)  # the first round has a sixteenth of the pilots to choose 
 _STAY, _FEW = 5, 6  # one candidate of so many goes on, but not fewer than that
 _FINE = 0.05  # sigma_f over sigma_data
 _SPREAD = 0.1  # that may be off
+_LEAST = 0.01  # of sigma_f, a number: what shows
 
 
 def energy_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
@@ -130,7 +131,8 @@ class TunedSDE:
         best: the best plan on all pilots.
         published: the best published one.
         rows: the finalists, best first by all pilots; their figures are of held-out pilots, which had no part in leaving these
-            few. The default without noise is among them, but is not chosen.
+            few (that of ``best``, as the first of them, is a little optimistic). The default without noise is among them, but is
+            not chosen.
         calls: calls of the denoiser that tuning took, times items.
     """
 
@@ -169,6 +171,17 @@ def _own(process: GaussianProcess, steps: int, sigma_data: float) -> list[Row]:
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """Where a plan took some pilots, and |x - D|^2 of (3) there."""
+
+    x: Tensor
+    rest: Tensor
+
+    def __add__(self, other: _Ends) -> _Ends:
+        return _Ends(torch.cat([self.x, other.x]), torch.cat([self.rest, other.rest]))
+
+
 class _Laws:
     """Pilots that a plan is run on, and items of the law that is wanted.
 
@@ -203,39 +216,44 @@ class _Laws:
             denoise = lambda x, t, index=index: Gaussian(self.mean(index)(x, t))  # noqa: E731
             x = self.start.x[index.to(self.start.x.device)]
             parts.append(run(plan, denoise, x, plan.steps, self.noise[index]))
-        return torch.cat(parts) if parts else self.start.x[:0]
+        return torch.cat(parts)
 
     def rest(self, x: Tensor, first: int) -> Tensor:
-        """|x - D|^2 of (3) for ends of the pilots from ``first`` on, shape ``(n,)``."""
-        parts, scale = [], float(self.process.alpha(self.low))
+        """|x - D|^2 of (3) for ends of the pilots from ``first`` on, shape ``(n,)``; less than shows counts as that."""
+        parts, scale, least = [], float(self.process.alpha(self.low)), _LEAST * _FINE * self.sigma_data
         for index in torch.arange(len(x)).split(self.batch):
             some = x[index.to(x.device)]
             gap = some - self.mean(index + first)(some * scale, self.low)
-            parts.append(gap.double().flatten(1).square().sum(1))
+            parts.append(gap.double().flatten(1).square().sum(1).clamp(min=x.shape[1:].numel() * least**2))
         return torch.cat(parts)
 
-    def judged(self, row: Row, x: Tensor, first: int) -> Row:
-        """The row with the figures of the ends that its plan reached for the pilots from ``first`` on."""
-        if not bool(torch.isfinite(x).all()):
+    def run(self, plan: Plan, first: int, last: int) -> _Ends:
+        """Where a plan takes pilots ``first`` to ``last``, and what (3) needs."""
+        x = self.ends(plan, first, last)
+        return _Ends(x, self.rest(x, first) if bool(torch.isfinite(x).all()) else x.new_full((len(x),), math.nan))
+
+    def judged(self, row: Row, ends: _Ends, first: int) -> Row:
+        """The row with the figures of what its plan reached for the pilots from ``first`` on."""
+        if not bool(torch.isfinite(ends.x).all()):
             return row
-        here = slice(first, first + len(x))
-        distance, stderr = energy_distance(x, self.truth[here])
-        mine, true = self.rest(x, first), self.true_rest[here]
-        open_ = math.hypot(*(float(r.std() / r.mean()) for r in (mine, true))) / math.sqrt(len(x))
+        here = slice(first, first + len(ends.x))
+        distance, stderr = energy_distance(ends.x, self.truth[here])
+        mine, true = ends.rest, self.true_rest[here]
+        unknown = math.hypot(*(float(r.std() / r.mean()) for r in (mine, true))) / math.sqrt(len(mine))
         spread = float(mine.mean() / true.mean())
-        excess = max(0.0, abs(math.log(spread)) - _SPREAD - 2 * open_)
+        excess = max(0.0, abs(math.log(spread)) - _SPREAD - 2 * unknown)
         return replace(row, distance=distance, stderr=stderr, spread=spread, excess=excess)
 
 
-def _field(laws: _Laws, field: list[Row], choosing: int) -> list[tuple[Row, Tensor]]:
-    """The best of the field by rounds on more and more of the first pilots, best first, with the ends they reached."""
-    left = [(row, laws.start.x[:0]) for row in field]
+def _field(laws: _Laws, field: list[Row], choosing: int) -> list[tuple[Row, _Ends]]:
+    """The best of the field by rounds on more and more of the first pilots, best first, with what they reached."""
+    left = [(row, laws.run(row.plan, 0, 0)) for row in field]
     for part in _ROUNDS:
         items, seen = max(8, choosing // part), left
         left = []
-        for row, x in seen:
-            x = torch.cat([x, laws.ends(row.plan, len(x), items)])
-            left.append((laws.judged(row, x, 0), x))
+        for row, ends in seen:
+            ends = ends + laws.run(row.plan, len(ends.x), items)
+            left.append((laws.judged(row, ends, 0), ends))
         left.sort(key=lambda pair: pair[0].rank)
         best = next(pair for pair in left if pair[0].published)  # stays, to be compared with
         left = left[: max(_FEW, math.ceil(len(left) / _STAY))]
@@ -273,10 +291,11 @@ def tune_sde(
         The best plan by (1) and (3), the best published one, what is known of both from held-out pilots, and the cost.
 
     Raises:
-        ValueError: fewer than 2 steps or 48 pilots, or seeds, conditions or references that do not fit.
+        ValueError: fewer than 2 steps or 48 pilots, a reference of fewer steps than the plan, or seeds, conditions or
+            references that do not fit.
 
     Cost:
-        About ``(fine + 14 steps)`` n calls times items, and O(n^2) distances of items.
+        About ``(fine + 20 steps)`` n calls times items, and O(n^2) distances of items.
 
     >>> from trilemma.denoise import Covariances, MixtureDenoiser
     >>> from trilemma.process import VP
@@ -288,8 +307,14 @@ def tune_sde(
     shape = tuple(shape)
     if steps < 2:
         raise ValueError(f"tune_sde needs at least 2 steps, got {steps}; one step is x = D, without noise")
-    if shape[0] < 48:
-        raise ValueError(f"tune_sde needs at least 48 pilots to tell laws apart, got {shape[0]}; 768 are a good number")
+    if not shape or shape[0] < 48:
+        raise ValueError(
+            f"tune_sde needs at least 48 pilots to tell laws apart, got shape {shape}; 768 are a good number"
+        )
+    if batch < 1:
+        raise ValueError(f"batch={batch} must be at least 1")
+    if reference is None and fine < max(10, steps):
+        raise ValueError(f"the reference needs more steps than the plan, got fine={fine} for {steps} steps")
     if reference is not None and (reference.shape != shape or not bool(torch.isfinite(reference).all())):
         raise ValueError(f"the reference must be finite items of shape {shape}, got {tuple(reference.shape)}")
     device, cond = check(denoiser, shape, None, cond)
@@ -299,11 +324,12 @@ def tune_sde(
     laws, choosing = _Laws(start, noise, batch, reference, fine), shape[0] - shape[0] // 3
     plans = published_plans(laws.process, steps, stochastic=True)
     field = [Row(name, plan, published=True) for name, plan in plans] + _own(laws.process, steps, laws.sigma_data)
+    field = [row for row in field if bool(row.plan.c.any())]  # in a few steps some of their rules draw none
     still = Row("no noise: the default", laws.default(steps))
     rows = []
-    for row, seen in [*_field(laws, field, choosing), (still, laws.ends(still.plan, 0, choosing))]:
-        fresh = laws.ends(row.plan, choosing, shape[0])
-        rows.append((laws.judged(row, torch.cat([seen, fresh]), 0).rank, laws.judged(row, fresh, choosing)))
+    for row, seen in [*_field(laws, field, choosing), (still, laws.run(still.plan, 0, choosing))]:
+        fresh = laws.run(row.plan, choosing, shape[0])
+        rows.append((laws.judged(row, seen + fresh, 0).rank, laws.judged(row, fresh, choosing)))
     ordered = [row for _, row in sorted(rows, key=lambda pair: pair[0])]
     noisy = [row for row in ordered if row.plan != still.plan]
     return TunedSDE(noisy[0], next(row for row in noisy if row.published), tuple(ordered), laws.calls)
