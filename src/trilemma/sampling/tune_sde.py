@@ -21,7 +21,7 @@ in [0.9, 1.1], within its own uncertainty, the least distance is best; others fo
 All candidates start from the same states with the same noises. They are every stochastic plan of the registry on every grid, and
 SA-Solver and exponential rules with four amounts of noise on grids of equal steps of log-SNR about the model's scale.
 
-Sources: Szekely and Rizzo 2013, J. Stat. Plan. Inference 143, 1249, for (1); Xue et al. 2023 (arXiv:2309.05019), table 1, for how
+Sources: Szekely and Rizzo 2013, J. Stat. Plan. Inference 143, 1249, for (1); Xue et al. 2023 (arXiv:2309.05019) for how
 much the best amount of noise depends on the number of steps.
 """
 
@@ -75,7 +75,7 @@ def energy_distance(x: Tensor, y: Tensor) -> tuple[float, float]:
     Cost:
         O(n^2) time in the size of an item, and memory for four n x n matrices.
 
-    Source: Szekely and Rizzo 2013, equation (2.5), by (2).
+    Source: Szekely and Rizzo 2013, by (2).
 
     >>> x, y = torch.randn(2, 200, 3, generator=torch.Generator().manual_seed(0))
     >>> value, stderr = energy_distance(x, y)
