@@ -1,5 +1,6 @@
 """Planted faults in exact networks: each is named, and exact networks of every kind are healthy. Nothing is trained."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from oracles import F64
+from trilemma.cli.check import _plain
 from trilemma.denoise import TARGETS, Covariances, Denoiser, FiniteDenoiser, Gaussian, MixtureDenoiser, Preconditioned
 from trilemma.health import check, rules
 from trilemma.health.compare import average_lag
@@ -398,6 +400,31 @@ def test_answers_that_change():
             return nn.functional.dropout(super().forward(x, c_time), 0.05)
 
     assert faults(Preconditioned(Dropping(ring(VP()), "v"), VP(), "v"), draws=0) == ["random"]
+
+
+def test_answers_that_are_no_numbers():
+    """At the clean levels alone, where a network divides by sigma, say."""
+
+    class Dividing(Exact):
+        def forward(self, x, c_time):
+            return super().forward(x, c_time) / (-8 * c_time[:, None] < 3).float()  # 0 at clean levels
+
+    model = Preconditioned(Dividing(ring(VP()), "v"), VP(), "v")
+    finding = check(model, HELD, draws=0).findings[0]
+    assert finding.name == "answers"
+    assert "NaN or infinity at" in finding.what
+
+
+def test_a_network_may_call_view_and_say_nothing():
+    """Images are turned over and stay whole in memory; an output of 0 leaves no effect, which JSON cannot say."""
+
+    class Mute(nn.Module):
+        def forward(self, x, c_time):
+            return 0 * x.view(len(x), -1).view(x.shape)
+
+    health = check(Preconditioned(Mute(), VP(), "v"), HELD.repeat(1, 8).reshape(-1, 1, 4, 4), draws=0)
+    assert not health.healthy
+    json.dumps(_plain(health), allow_nan=False)
 
 
 def test_data_turned_over():

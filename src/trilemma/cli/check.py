@@ -128,8 +128,12 @@ def _plain(health: "Health") -> dict[str, Any]:
     """Numbers as JSON data; what is not finite becomes null."""
     import math
 
-    def clean(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {
         "healthy": health.healthy,

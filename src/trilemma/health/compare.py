@@ -80,7 +80,7 @@ def turned_over(
     ways = {f"the order of the {name}": x.flip(1 + k) for k, name in enumerate(names) if x.shape[1 + k] > 1}
     ways["the sign"] = -x
     if x.ndim == 4 and x.shape[2] == x.shape[3]:
-        ways["rows and columns"] = x.mT
+        ways["rows and columns"] = x.mT.contiguous()  # networks may call view
     levels = [v.log_snr for v in table][len(table) // 4 :: len(table) // 4][:3]
     weight = torch.tensor([1 / v.linear for v in table if v.log_snr in levels], dtype=torch.float64, device=x.device)
     here, found = errors(model, x, levels, cond, noise, batch=batch), ("", 1.0, 0.0)

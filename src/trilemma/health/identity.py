@@ -17,7 +17,7 @@ Even a network that has learned little cannot gain by a factor before its output
 and b is -1 if its sign was turned, where (1) has nothing to tell: neither sign errs less than the linear denoiser.
 
 At level l nothing errs less than what was trained for l. A clock that no formula knows is found by telling the network, at each
-level l, every other one: the best on one half of the items is judged on the other half, so that chance has no part in it.    (3)
+level l, every other one: the best on a quarter of the items is judged on the rest, so that chance has no part in it.          (3)
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Told:
 
     Args:
         log_snr: the level of its input.
-        best: the level that it was told when it erred least, on one half of the items.
-        ratio: its error when told the right one over that when told this one, on the other half.
+        best: the level that it was told when it erred least, on a quarter of the items.
+        ratio: its error when told the right one over that when told this one, on the rest.
         sure: how much more that is, in standard errors.
         linear: its error when told this one over that of the linear denoiser.
-        slope: b of (2) at this level.
+        slope: b of (2) at this level, on the rest.
         slope_error: its standard error.
-        effect: largest relative change of the output when it is told another; NaN if it puts out 0.
+        effect: largest relative change of the output when it is told another, on the quarter; NaN if it puts out 0.
     """
 
     log_snr: float
@@ -69,7 +69,7 @@ class Identity:
     """Who a network is.
 
     Args:
-        score: the error of what the model says, over that of a linear denoiser.
+        score: the error of what the model says, over that of a linear denoiser, on a quarter of the items.
         best: the same for the reading that fits best.
         sure: by how many standard errors that one is ahead.
         kind: how that one differs: ``""`` (it does not), ``"sign"``, ``"target"``, ``"process"``, ``"time"``, ``"sigma_data"`` or

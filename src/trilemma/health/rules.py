@@ -135,9 +135,20 @@ def coefficients(who: Identity | None) -> list[Finding]:
     return _fault("coefficients", what, "Compare c_skip and c_out with trilemma.denoise.targets.coefficients.")
 
 
+def answers(table: Sequence[Level]) -> list[Finding]:
+    """Whether all answers are numbers."""
+    bad = [v.log_snr for v in table if not math.isfinite(v.error)]
+    if not bad:
+        return []
+    what = f"the model answers NaN or infinity at {len(bad)} of {len(table)} noise levels, the first is log-SNR {bad[0]:.1f}"
+    return _fault(
+        "answers", what, "Look for a division by a sigma of 0, a logarithm or a root of 0, or half precision."
+    )
+
+
 def random(change: float) -> list[Finding]:
     """Two answers to one question, and the relative difference between them."""
-    if change <= MISMATCH:
+    if not change > MISMATCH:
         return []
     what = f"asked twice for the same, it answers differently, by {change:.1%}"
     advice = "Dropout, or noise, is on outside of training: call eval(), and give F.dropout training=self.training."
@@ -216,6 +227,7 @@ def reading(who: Identity | None) -> list[Finding]:
     advice = {
         "time": "Tell it the same number in training and in use; Preconditioned tells it c_time = -log-SNR / 8.",
         "sign": "Look for a sign that was turned, in the target of the loss or where the output is used.",
+        "coefficients": "Give the network c_in x_t, scaled once, as in training.",
     }.get(who.kind, f"Build the model with {who.name}.")
     return _fault(who.kind, what, advice)
 

@@ -76,7 +76,8 @@ def draw_samples(
     Cost:
         20 calls a sample for the flow; 60 for the reverse equation, of which half as many are drawn.
     """
-    n, few = min(draws, len(x)), (min(draws, len(x)) + 1) // 2
+    n = min(draws, len(x))
+    few = min(n, max(2, (n + 1) // 2))
     own, their = ({key: value[:m] for key, value in cond.items()} for m in (n, few))
     flow = sample(model, (n, *x.shape[1:]), 20, seeds=seeds, cond=own).double()
     ts = model.process.time(
