@@ -14,7 +14,7 @@ from trilemma.health import check, rules
 from trilemma.health.compare import average_lag
 from trilemma.health.course import frozen_average, still_falling
 from trilemma.health.probe import Reference, errors, levels_of, probe
-from trilemma.health.samples import energy_distance
+from trilemma.health.samples import relative_energy_distance
 from trilemma.numerics.noise import Noise
 from trilemma.process import EDM, VP, Cosine, Flow
 from trilemma.train.checkpoint import write_folder
@@ -292,8 +292,8 @@ def test_energy_distance_of_two_normal_laws():
     x, y = noise.at(0).normal((4000, 1), dtype=F64), noise.at(1).normal((4000, 1), dtype=F64) + 1.0
     within = 2 / math.sqrt(math.pi)
     across = math.sqrt(2) * (math.sqrt(2 / math.pi) * math.exp(-0.25) + math.sqrt(0.5) * math.erf(0.5))
-    assert energy_distance(x, y) == pytest.approx((2 * across - 2 * within) / within, rel=0.12)
-    assert abs(energy_distance(x[:2000], x[2000:])) < 5e-3
+    assert relative_energy_distance(x, y) == pytest.approx((2 * across - 2 * within) / within, rel=0.12)
+    assert abs(relative_energy_distance(x[:2000], x[2000:])) < 5e-3
 
 
 def test_the_course_of_a_run(tmp_path):

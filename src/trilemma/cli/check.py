@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from .plain import plain
+
 if TYPE_CHECKING:
     from ..data import DataSet
     from ..health import Finding, Health
@@ -125,22 +127,13 @@ def _course(path: Path) -> "list[Finding]":
 
 
 def _plain(health: "Health") -> dict[str, Any]:
-    """Numbers as JSON data; what is not finite becomes null."""
-    import math
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(inner) for key, inner in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(inner) for inner in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
+    """What is kept of it, as JSON data."""
     return {
         "healthy": health.healthy,
         "findings": [asdict(finding) for finding in health.findings],
-        "levels": [clean(asdict(level)) for level in health.levels],
-        "samples": None if health.samples is None else clean(asdict(health.samples)),
-        "identity": None if health.identity is None else clean(asdict(health.identity)),
+        "levels": [plain(asdict(level)) for level in health.levels],
+        "samples": None if health.samples is None else plain(asdict(health.samples)),
+        "identity": None if health.identity is None else plain(asdict(health.identity)),
         "items": health.items,
     }
 

@@ -6,7 +6,6 @@ neighbours.png     a row for each of the samples nearest to a real image, and fo
 """
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .plain import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +84,8 @@ def record(
 
 def _plain(estimate: "Estimate") -> dict[str, Any]:
     """An estimate without its stamp, numbers that are none as null."""
-    kept = {name: getattr(estimate, name) for name in ("value", "low", "high", "n", "method", "confidence", "note")}
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in kept.items()}
+    names = ("value", "low", "high", "n", "method", "confidence", "note")
+    return {name: plain(getattr(estimate, name)) for name in names}
 
 
 def table(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from .plain import plain
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -128,7 +130,7 @@ def run(settings: LikelihoodOf) -> int:
             "device": str(opened.device),
             **result,
         }
-        write_file(part / "likelihood.json", _plain(record))
+        write_file(part / "likelihood.json", plain(record))
     print("\n".join(lines))
     print(f"everything is in {out}")
     return 0
@@ -299,12 +301,3 @@ def _mismatch(value: float, what: str) -> str:
 
 def _number(value: float) -> str:
     return "not known" if math.isnan(value) else f"{value:.2g}"
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,7 +22,7 @@ from ..numerics.noise import Noise
 from ..sampling import ddpm, sample
 from .probe import Reference, levels_of
 
-__all__ = ["Samples", "draw_samples", "energy_distance"]
+__all__ = ["Samples", "draw_samples", "relative_energy_distance"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Samples:
     floor: float
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
+def relative_energy_distance(x: Tensor, y: Tensor) -> float:
     """(1), without bias; flat items.
 
     >>> x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
-    >>> energy_distance(x, x + 3.0) > 10 * abs(energy_distance(x[:250], x[250:]))
+    >>> relative_energy_distance(x, x + 3.0) > 10 * abs(relative_energy_distance(x[:250], x[250:]))
     True
     """
     x, y = x.double().flatten(1), y.double().flatten(1)
@@ -98,9 +98,9 @@ def draw_samples(
     return Samples(
         shift=float((flow.mean() - real.mean()) / std),
         scale=spread / std,
-        distance=energy_distance(real, flow),
-        moved=energy_distance(real, moved),
-        stochastic=energy_distance(flow, noisy),
-        gaussian=energy_distance(real, normal),
-        floor=abs(energy_distance(real[:half], real[half:])) + 2.0 / n,
+        distance=relative_energy_distance(real, flow),
+        moved=relative_energy_distance(real, moved),
+        stochastic=relative_energy_distance(flow, noisy),
+        gaussian=relative_energy_distance(real, normal),
+        floor=abs(relative_energy_distance(real[:half], real[half:])) + 2.0 / n,
     )
